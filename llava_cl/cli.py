@@ -1,0 +1,110 @@
+"""The command line `llava-cl`: parsing and printing; the work is done in the layers below."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from llava_cl.errors import LlavaClError
+
+app = typer.Typer(
+    name="llava-cl",
+    help="Continual instruction tuning of multimodal models without forgetting.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="A run file, for example configs/runs/ucit_keeplora.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override one configuration value; may be repeated."),
+]
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    output: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node: GPUs, or processes on a CPU.")] = None,
+    hostfile: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="DeepSpeed hostfile.")] = None,
+    until: Annotated[int | None, typer.Option(min=0, help="Stop after this stage.")] = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print what would run; start nothing.")] = False,
+) -> None:
+    """Run a continual stream, or continue it: the same command picks up where the last one ended."""
+    from llava_cl.config import load_config
+    from llava_cl.pipeline.orchestrator import Launch, execute
+    from llava_cl.report import write_report
+    from llava_cl.report.live import LiveDisplay
+
+    resolved = load_config(config, overrides or ())
+    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, until)
+    console = Console()
+    if dry_run:
+        from llava_cl.pipeline.dry_run import describe
+
+        console.print_json(json.dumps(describe(resolved, launch)))
+        return
+    with LiveDisplay(console) as display:
+        metrics = execute(resolved, launch, display, after_stage=lambda directory: write_report(directory.path))
+        display.finished(metrics)
+    console.print(f"report: {launch.output / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def check(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node that the run will have.")] = None,
+) -> None:
+    """Check configuration, model, data and disk for a run before anything is spent."""
+    from llava_cl.config import load_config
+    from llava_cl.pipeline.launch import ranks_per_node
+    from llava_cl.pipeline.preflight import check_disk, check_records, check_setup
+
+    resolved = load_config(config, overrides or ())
+    console = Console()
+    check_setup(resolved, ranks_per_node(nproc or resolved.distributed.ranks))
+    check_disk(resolved, Path("runs") / resolved.name)
+    check_records(resolved, lambda name: console.print(f"checking {name}", highlight=False))
+    console.print("all good", style="green")
+
+
+@app.command()
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(help="One run directory, or several to compare.")],
+    output: Annotated[Path, typer.Option(help="Where a comparison is written.")] = Path("comparison.html"),
+) -> None:
+    """Rewrite a run's HTML report, or compare several runs on one page."""
+    from llava_cl.report import compare_runs, write_report
+
+    page = write_report(run_dirs[0]) if len(run_dirs) == 1 else compare_runs(run_dirs, output)
+    Console().print(str(page), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def methods() -> None:
+    """List the continual-learning methods."""
+    from llava_cl.methods import known_methods
+
+    for name, description in known_methods().items():
+        Console().print(f"{name}: {description}", highlight=False)
+
+
+def main() -> None:
+    """Entry point: errors become one message on standard error and an exit code (1 failed, 2 wrong input)."""
+    try:
+        app()
+    except LlavaClError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

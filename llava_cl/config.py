@@ -1,0 +1,293 @@
+"""The run configuration: YAML files, their inheritance, dotted overrides and validation.
+
+A run file names a benchmark, a model and a method (each a YAML file of its own, or the same content
+inline) and holds the hyper-parameters. `extends: other.yaml` starts from another run file. Every path is
+relative to the file in which it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from llava_cl.errors import InputError
+
+_FILE_SECTIONS = ("benchmark", "model", "method")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskConfig(_Section):
+    """One task of a stream. File paths are relative to the data root."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    train: str | None = None
+    test: str
+    validation: str | None = None
+    images: str
+    scorer: str
+    references: str | None = None
+    validation_references: str | None = None
+    suffix: str = ""
+
+
+class BenchmarkConfig(_Section):
+    """A stream of tasks in the order in which they are learned, and probes that are only evaluated."""
+
+    name: str
+    description: str = ""
+    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
+    probes: tuple[TaskConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> BenchmarkConfig:
+        names = [task.name for task in (*self.tasks, *self.probes)]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"task names must differ, doubled: {', '.join(doubled)}")
+        untrained = [task.name for task in self.tasks if task.train is None]
+        if untrained:
+            raise ValueError(f"tasks without a train file: {', '.join(untrained)}")
+        return self
+
+
+class ModelConfig(_Section):
+    """The pretrained model that the stream starts from."""
+
+    family: str = "llava"
+    path: Path
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+
+
+class MethodConfig(_Section):
+    """The method's name and its own options, which the method's file validates."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class LoraConfig(_Section):
+    """LoRA adapters; the update of a weight is `alpha / rank * B @ A`."""
+
+    rank: int = Field(gt=0)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class TaskTraining(_Section):
+    """Hyper-parameters that one task overrides."""
+
+    epochs: int | None = Field(None, gt=0)
+    learning_rate: float | None = Field(None, gt=0)
+
+
+class TrainingConfig(_Section):
+    """Training of one stage. `global_batch` is over all ranks and accumulation steps."""
+
+    epochs: int = Field(1, gt=0)
+    learning_rate: float = Field(gt=0)
+    projector_learning_rate: float | None = Field(None, gt=0, description="null freezes the projector")
+    global_batch: int = Field(gt=0)
+    micro_batch: int = Field(gt=0)
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(0.0, ge=0, description="0 = no clipping")
+    max_length: int = Field(2048, gt=0)
+    gradient_checkpointing: bool = False
+    checkpoint_every: int | None = Field(None, gt=0, description="optimizer steps between resume points")
+    workers: int = Field(0, ge=0)
+    per_task: dict[str, TaskTraining] = {}
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainingConfig:
+        if self.global_batch % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} must divide global_batch {self.global_batch}")
+        return self
+
+
+class MeasurementConfig(_Section):
+    """How statistics are measured: the share of a task's samples, and samples per forward pass."""
+
+    ratio: float = Field(0.2, gt=0, le=1)
+    batch_size: int = Field(8, gt=0)
+
+
+class EvaluationConfig(_Section):
+    """Generation and scoring. `zero_shot` also evaluates the untouched base as stage 0."""
+
+    batch_size: int = Field(16, gt=0)
+    max_new_tokens: int = Field(1024, gt=0)
+    split: Literal["test", "validation"] = "test"
+    zero_shot: bool = True
+
+
+class DistributedConfig(_Section):
+    """Ranks per node (null = one for each GPU, or one on a CPU) and the DeepSpeed file (null = plain DDP)."""
+
+    ranks: int | None = Field(None, gt=0)
+    deepspeed: Path | None = None
+    timeout_minutes: float = Field(30, gt=0)
+
+
+class RunConfig(_Section):
+    """Everything a run depends on, resolved and validated."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 42
+    benchmark: BenchmarkConfig
+    model: ModelConfig
+    method: MethodConfig
+    data_root: Path
+    lora: LoraConfig
+    training: TrainingConfig
+    measurement: MeasurementConfig = MeasurementConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    unmatched_limit: float = Field(0.01, ge=0, le=1, description="share of samples without a usable mask")
+
+    @field_validator("data_root")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser()
+
+    @model_validator(mode="after")
+    def _known_tasks(self) -> RunConfig:
+        unknown = set(self.training.per_task) - {task.name for task in self.benchmark.tasks}
+        if unknown:
+            raise ValueError(f"training.per_task names no task of the benchmark: {', '.join(sorted(unknown))}")
+        return self
+
+    def task(self, stage: int) -> TaskConfig:
+        """The task learned at stage 1..T."""
+        return self.benchmark.tasks[stage - 1]
+
+    def epochs(self, task: str) -> int:
+        """Epochs of a task, its own value or the run's."""
+        own = self.training.per_task.get(task)
+        return own.epochs if own and own.epochs else self.training.epochs
+
+    def learning_rate(self, task: str) -> float:
+        """Learning rate of a task, its own value or the run's."""
+        own = self.training.per_task.get(task)
+        return own.learning_rate if own and own.learning_rate else self.training.learning_rate
+
+    def identity(self) -> dict[str, Any]:
+        """What a run's result depends on: everything but places and the number of ranks."""
+        content = self.model_dump(mode="json")
+        del content["data_root"], content["model"]["path"], content["distributed"]
+        return content
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file.") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping of keys to values at the top level.")
+    return content
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _anchor(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Makes the paths of one file's content absolute, relative to the folder of that file."""
+    content = dict(content)
+    for section, key in ((None, "data_root"), ("model", "path"), ("distributed", "deepspeed")):
+        inside = content if section is None else content.get(section)
+        if isinstance(inside, dict) and isinstance(inside.get(key), str):
+            place = folder / Path(inside[key]).expanduser()
+            inside = {**inside, key: str(place.resolve())}
+            content = inside if section is None else {**content, section: inside}
+    return content
+
+
+def _load_content(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise InputError(f"{path}: extends itself through {' -> '.join(str(p.name) for p in seen)}.")
+    content = _read_yaml(path)
+    for section in _FILE_SECTIONS:
+        if isinstance(content.get(section), str):
+            file = path.parent / content[section]
+            content[section] = _anchor({section: _read_yaml(file)}, file.parent)[section]
+    content = _anchor(content, path.parent)
+    base = content.pop("extends", None)
+    if base is not None:
+        inherited = _load_content(path.parent / str(base), (*seen, path))
+        if content.get("method", {}).get("name", inherited["method"]["name"]) != inherited["method"]["name"]:
+            inherited = {**inherited, "method": {}}
+        content = _merge(inherited, content)
+    return content
+
+
+def apply_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Applies `a.b=c` overrides to a nested mapping; values are read as YAML.
+
+    Raises:
+        InputError: an override without `=`, or one that goes below a value that is no mapping.
+    """
+    result = dict(content)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {override}: write it as key=value, for example training.epochs=2.")
+        nested: Any = yaml.safe_load(value) if value else ""
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        result = _merge(result, nested)
+    return result
+
+
+def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads a run file, applies overrides and validates the whole.
+
+    Args:
+        path: the run file.
+        overrides: `a.b=c` strings; paths in them are relative to the working directory.
+
+    Raises:
+        InputError: an unreadable file, broken YAML, an unknown key or a wrong value; all problems at once.
+    """
+    path = Path(path)
+    content = _load_content(path)
+    content.setdefault("name", path.stem)
+    content = _anchor(apply_overrides(content, overrides), Path.cwd())
+    return validate_config(content, str(path))
+
+
+def validate_config(content: Mapping[str, Any], source: str) -> RunConfig:
+    """Validates resolved content, naming `source` in every problem.
+
+    Raises:
+        InputError: one problem for each wrong key.
+    """
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"]) or "the file"
+            reason = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+            problems.append(f"{source}: {where}: {reason}")
+        raise InputError(*problems) from error

@@ -1,0 +1,175 @@
+"""Records to samples: token ids and pixels for training and for questions, and an audit of what can be learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from llava_cl.data.conversation import IGNORE_INDEX, count_image_turns, encode_conversation, encode_prompt
+from llava_cl.data.images import CLIP_MEAN, CLIP_STD, load_image, preprocess_image
+from llava_cl.data.records import QuestionRecord, RecordId, TrainRecord
+
+PADDING_INDEX = -1
+"""Index of the sample that only keeps a rank busy."""
+
+
+@dataclass(frozen=True)
+class UnusableSample:
+    """A sample from which nothing is learnt, and why."""
+
+    index: int
+    id: RecordId
+    reason: str
+
+
+class _ImageSource:
+    """Loads and normalises the images of a record."""
+
+    def __init__(self, root: Path, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._root = root
+        self._size = size
+        self._mean = tuple(mean)
+        self._std = tuple(std)
+
+    def __call__(self, paths: Sequence[str]) -> Tensor:
+        """float32 `[len(paths), 3, size, size]`."""
+        arrays = [
+            preprocess_image(load_image(path, self._root), size=self._size, mean=self._mean, std=self._std)
+            for path in paths
+        ]
+        return torch.stack([torch.from_numpy(array) for array in arrays])
+
+
+class ConversationDataset(Dataset[dict[str, Any]]):
+    """Training samples.
+
+    A sample has `input_ids` and `labels` (lists of int, -100 = ignored), `index`, and `pixel_values` float32
+    `[images, 3, size, size]` unless it shows no image. A turn shows all images of the record if it is the only one
+    with `<image>`, else one each. `PADDING_INDEX` gives the first sample with every label ignored.
+
+    Args:
+        records: the task's training records.
+        image_root: folder that the records' paths are relative to.
+        tokenizer: a LLaMA-like transformers tokenizer.
+        image_token_id: id that stands for one image feature.
+        num_image_tokens: features of one image.
+        image_size, image_mean, image_std: as the vision tower expects them.
+        max_length: most ids of a sample, before and again after images take their full length.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[TrainRecord],
+        image_root: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        image_token_id: int,
+        num_image_tokens: int,
+        image_size: int = 336,
+        image_mean: Sequence[float] = CLIP_MEAN,
+        image_std: Sequence[float] = CLIP_STD,
+        max_length: int = 2048,
+    ) -> None:
+        self.records = records
+        self._pixels = _ImageSource(image_root, image_size, image_mean, image_std)
+        self._tokenizer = tokenizer
+        self._image_token_id = image_token_id
+        self._num_image_tokens = num_image_tokens
+        self._max_length = max_length
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[0 if index == PADDING_INDEX else index]
+        ids, labels, _ = self._encode(record)
+        if index == PADDING_INDEX:
+            labels = [IGNORE_INDEX] * len(labels)
+        sample: dict[str, Any] = {"input_ids": ids, "labels": labels, "index": index}
+        shown = ids.count(self._image_token_id) // self._num_image_tokens if record.images else 0
+        if shown:
+            sample["pixel_values"] = self._pixels(record.images[:shown])
+        return sample
+
+    def audit(self) -> list[UnusableSample]:
+        """All samples without a supervised token, found without opening an image; the caller decides how many pass."""
+        unusable = []
+        for index, record in enumerate(self.records):
+            _, labels, unmatched = self._encode(record)
+            if unmatched:
+                reason = "answers cannot be told from questions: an empty last answer, or template text in a turn"
+            elif all(label == IGNORE_INDEX for label in labels):
+                reason = f"no answer token within the first {self._max_length} tokens"
+            else:
+                continue
+            unusable.append(UnusableSample(index, record.id, reason))
+        return unusable
+
+    def _encode(self, record: TrainRecord) -> tuple[list[int], list[int], bool]:
+        images_per_turn = len(record.images) if count_image_turns(record.conversations) == 1 else 1
+        encoded = encode_conversation(
+            record.conversations,
+            self._tokenizer,
+            image_token_id=self._image_token_id,
+            num_image_tokens=self._num_image_tokens * images_per_turn,
+            max_length=self._max_length,
+            has_image=bool(record.images),
+        )
+        end = self._end(encoded["input_ids"]) if record.images else self._max_length
+        return encoded["input_ids"][:end], encoded["labels"][:end], encoded["unmatched"]
+
+    def _end(self, ids: Sequence[int]) -> int:
+        """Where the second cut falls: at `max_length`, or before an image that would not fit in whole."""
+        end = min(self._max_length, len(ids))
+        cut_off = ids[:end].count(self._image_token_id) % self._num_image_tokens
+        return end - cut_off
+
+
+class QuestionDataset(Dataset[dict[str, Any]]):
+    """Prompts for generation: `input_ids`, `index`, and `pixel_values` unless the question has no image.
+
+    All images of a question stand in front of its text. `PADDING_INDEX` gives the first prompt once more. Arguments as
+    for `ConversationDataset`.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[QuestionRecord],
+        image_root: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        image_token_id: int,
+        num_image_tokens: int,
+        image_size: int = 336,
+        image_mean: Sequence[float] = CLIP_MEAN,
+        image_std: Sequence[float] = CLIP_STD,
+    ) -> None:
+        self.records = records
+        self._pixels = _ImageSource(image_root, image_size, image_mean, image_std)
+        self._tokenizer = tokenizer
+        self._image_token_id = image_token_id
+        self._num_image_tokens = num_image_tokens
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[0 if index == PADDING_INDEX else index]
+        ids = encode_prompt(
+            record.text,
+            self._tokenizer,
+            image_token_id=self._image_token_id,
+            num_image_tokens=self._num_image_tokens * len(record.images),
+            has_image=bool(record.images),
+        )
+        sample: dict[str, Any] = {"input_ids": ids, "index": index}
+        if record.images:
+            sample["pixel_values"] = self._pixels(record.images)
+        return sample

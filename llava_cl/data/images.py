@@ -1,0 +1,99 @@
+"""Image files to normalised pixel arrays, the way LLaVA-1.5 feeds CLIP: padded to a square, bicubic, no EXIF turn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from llava_cl.errors import InputError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_SIDE = 16_384
+"""Longest side of an image file in pixels: padded to a square, a larger one takes over 800 MB."""
+
+
+def preprocess_image(
+    image: Image.Image,
+    *,
+    size: int = 336,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> np.ndarray:
+    """Pad to a square with the mean colour, resize bicubically, scale to [0, 1] and normalise.
+
+    Args:
+        image: any mode; converted to RGB (transparency is dropped, not blended). EXIF orientation is not applied.
+        size: side of the result in pixels.
+        mean, std: per channel, of values in [0, 1].
+
+    Returns:
+        float32 `[3, size, size]`, channels R, G, B.
+    """
+    square = _pad_to_square(image.convert("RGB"), tuple(int(255 * channel) for channel in mean))
+    if square.size != (size, size):
+        square = square.resize((size, size), Image.Resampling.BICUBIC)
+    pixels = (np.asarray(square) * (1 / 255)).astype(np.float32)  # scaled in float64, as the CLIP processor does
+    normalised = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+
+def load_image(path: str, root: Path) -> Image.Image:
+    """Decode the image file `root / path` completely.
+
+    Args:
+        path: relative to `root`, as in a record.
+        root: the data set's image folder. A path that leaves it, also through a symbolic link, is refused.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        InputError: the file is missing, outside `root`, larger than `MAX_SIDE`, or cannot be decoded.
+    """
+    file = resolve_image(path, root)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # below its error, the limit is MAX_SIDE
+            with Image.open(file) as opened:
+                if max(opened.size) <= MAX_SIDE:
+                    return opened.convert("RGB")
+                width, height = opened.size
+    except Image.DecompressionBombError as error:
+        raise InputError(f"image {file} is too large ({error}): shrink it or remove its record") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
+        raise InputError(f"image {file} cannot be decoded ({error}): replace the file or remove its record") from error
+    raise InputError(
+        f"image {file} has {width} x {height} pixels, more than {MAX_SIDE} on a side: shrink it or remove its record"
+    )
+
+
+def resolve_image(path: str, root: Path) -> Path:
+    """The file `root / path`, checked to lie inside `root` and to exist, without opening it.
+
+    Raises:
+        InputError: `path` is absolute, leaves `root`, or names no file.
+    """
+    folder = Path(root).resolve()
+    file = (folder / path).resolve()
+    if Path(path).is_absolute() or not file.is_relative_to(folder):
+        raise InputError(
+            f"image path {path!r} leaves the image folder {root}: give a path that stays in it, symbolic links included"
+        )
+    if not file.is_file():
+        raise InputError(f"image {file} does not exist: check the image folder and the record's path")
+    return file
+
+
+def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    width, height = image.size
+    side = max(width, height)
+    if width == height:
+        return image
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square

@@ -1,0 +1,176 @@
+"""The process group: ranks, devices, and the few collectives that the package uses."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: its rank, how many there are, its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on rank 0, which writes the files."""
+        return self.rank == 0
+
+
+def init_world(*, use_deepspeed: bool, timeout_minutes: float = 30) -> World:
+    """Joins the process group that torchrun's environment variables describe; alone without them.
+
+    Args:
+        use_deepspeed: initialise through DeepSpeed, which must happen before its engines are built.
+        timeout_minutes: a collective that waits longer fails, so that a dead rank cannot hang the job.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    backend = "nccl" if cuda else "gloo"
+    if use_deepspeed:
+        _init_deepspeed(backend, timeout)
+    elif size > 1:
+        dist.init_process_group(backend, timeout=timeout)
+    return World(rank, size, device)
+
+
+def _init_deepspeed(backend: str, timeout: datetime.timedelta) -> None:
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
+        )
+    if backend == "gloo":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed import ops
+
+    if backend == "gloo":
+        # Otherwise the first use compiles a shared-memory collective for a minute.
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+
+
+def free_port() -> int:
+    """A TCP port of this host that is free now."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def shutdown() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def share_out(costs: Mapping[str, float], size: int) -> dict[str, int]:
+    """Gives each item an owner rank so that the ranks' total costs are even (longest first).
+
+    Args:
+        costs: item -> cost, in any unit.
+        size: number of ranks.
+
+    Returns:
+        item -> rank; the same on every rank.
+    """
+    loads = [0.0] * size
+    owners: dict[str, int] = {}
+    for name in sorted(costs, key=lambda item: (-costs[item], item)):
+        owner = loads.index(min(loads))
+        owners[name] = owner
+        loads[owner] += costs[name]
+    return owners
+
+
+def reduce_sums(sums: Mapping[str, torch.Tensor], owners: Mapping[str, int], world: World) -> None:
+    """Sums each tensor over the ranks into its owner's copy, in place; other copies become undefined.
+
+    Reducing to the one rank that needs the sum moves half the bytes of an all-reduce.
+    """
+    if world.size == 1:
+        return
+    for name in sorted(sums):
+        dist.reduce(sums[name], dst=owners[name])
+
+
+def all_reduce_sum(value: torch.Tensor, world: World) -> torch.Tensor:
+    """The sum of `value` over the ranks, in place."""
+    if world.size > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def gather_objects(value: Any, world: World) -> list[Any]:
+    """Every rank's small Python value, in rank order, on every rank."""
+    if world.size == 1:
+        return [value]
+    gathered: list[Any] = [None] * world.size
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def exchange_tensors(
+    owned: Mapping[str, torch.Tensor], owners: Mapping[str, int], world: World
+) -> dict[str, torch.Tensor]:
+    """Sends each owner's tensors to all ranks.
+
+    Args:
+        owned: this rank's tensors by name; names that no rank holds are left out of the result.
+        owners: name -> owner rank.
+
+    Returns:
+        All tensors by name, on this rank's device.
+    """
+    shapes = [{name: (tuple(t.shape), t.dtype) for name, t in owned.items()}]
+    all_shapes: dict[str, Any] = {}
+    for part in gather_objects(shapes[0], world):
+        all_shapes.update(part)
+    result: dict[str, torch.Tensor] = {}
+    for name in sorted(all_shapes):
+        shape, dtype = all_shapes[name]
+        mine = name in owned
+        tensor = (
+            owned[name].to(world.device).contiguous() if mine else torch.empty(shape, dtype=dtype, device=world.device)
+        )
+        if world.size > 1 and tensor.numel():
+            dist.broadcast(tensor, src=owners[name])
+        result[name] = tensor
+    return result
+
+
+def barrier(world: World) -> None:
+    """Waits for all ranks."""
+    if world.size > 1:
+        dist.barrier()
+
+
+def local_share(items: Sequence[Any], world: World) -> list[Any]:
+    """This rank's items, dealt round-robin; shares differ by one at the most."""
+    return list(items[world.rank :: world.size])
+
+
+@contextlib.contextmanager
+def full_precision_matmul() -> Iterator[None]:
+    """Switches TF32 off for the decompositions inside, and back afterwards."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,0 +1,182 @@
+"""Scores of a task from its recorded predictions, matched to the questions by id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llava_cl.errors import InputError
+from llava_cl.evaluation import captions
+from llava_cl.evaluation.scorers import rules
+
+if TYPE_CHECKING:
+    from llava_cl.data import CaptionReference, QuestionRecord
+
+_LISTED = 10
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """The score of one task.
+
+    Attributes:
+        score: percent, by the benchmark's rule.
+        strict_score: percent, by the stricter form of the rule; None where there is none.
+        items: number of questions.
+        metrics: the parts of a caption score, percent; empty for other scorers.
+        credits: question id -> points, in the questions' order. Their mean is score / 100, except for
+            captions, where it is the mean of the sentence's own metrics.
+    """
+
+    score: float
+    strict_score: float | None
+    items: int
+    metrics: dict[str, float]
+    credits: dict[str | int, float]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """One way to score a task: a rule for every prediction, or a measure of all captions.
+
+    Attributes:
+        credit: points of one prediction.
+        strict: the same by a stricter rule, where the benchmark's finds answers inside other words.
+        captions: scores of all captions against their references; in place of `credit`.
+        check: raises InputError if something is not installed that the scorer needs.
+        needs_image: every question must have one image, whose name the rule reads.
+    """
+
+    credit: rules.Credit | None = None
+    strict: rules.Credit | None = None
+    captions: Callable[[Sequence[str], Sequence[Sequence[str]]], captions.CaptionScores] | None = None
+    check: Callable[[], None] = field(default=lambda: None)
+    needs_image: bool = False
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether a file of caption references is needed."""
+        return self.captions is not None
+
+
+SCORERS: dict[str, Scorer] = {
+    "exact": Scorer(credit=rules.exact),
+    "contains_bounded": Scorer(
+        credit=rules.unless_unanswerable(rules.contains_bounded),
+        strict=rules.unless_unanswerable(rules.strict_contains),
+    ),
+    "contains": Scorer(
+        credit=rules.unless_unanswerable(rules.contains),
+        strict=rules.unless_unanswerable(rules.strict_contains),
+    ),
+    "by_source": Scorer(
+        credit=rules.unless_unanswerable(rules.by_source),
+        strict=rules.unless_unanswerable(rules.strict_by_source),
+        needs_image=True,
+    ),
+    "exact_stripped": Scorer(credit=rules.unless_unanswerable(rules.exact_stripped)),
+    "caption": Scorer(captions=captions.coco_scores, check=captions.check_coco_tools),
+    "caption_overlap": Scorer(captions=captions.overlap_scores, check=captions.check_overlap_tools),
+}
+"""Every scorer by the name that a benchmark's configuration uses."""
+
+
+def score(
+    scorer_name: str,
+    questions: Sequence[QuestionRecord],
+    answers: Sequence[Mapping[str, Any]],
+    references: Mapping[int, CaptionReference] | None = None,
+) -> ScoreResult:
+    """Scores the predictions of one task: 100 * points / number of questions.
+
+    Args:
+        scorer_name: a key of `SCORERS`.
+        questions: all questions of the task, in the order of the test file.
+        answers: one `{"question_id", "text"}` for every question, in any order; other keys are ignored.
+        references: caption references by image id, which is the question's position from 1.
+
+    Raises:
+        InputError: an unknown scorer; predictions that are missing, surplus, doubled or no text; questions or
+            references that the scorer cannot use; or a tool that is not installed. Lists all that is wrong.
+        RunError: a tool failed.
+    """
+    scorer = SCORERS.get(scorer_name)
+    if scorer is None:
+        raise InputError(f"unknown scorer '{scorer_name}'; known: {', '.join(sorted(SCORERS))}.")
+    predictions, problems = _matched(questions, answers)
+    if scorer.needs_image:
+        wrong = [question.id for question in questions if len(question.images) != 1]
+        problems += _listed(wrong, "questions do not have one image, whose name tells the scorer the source")
+    if scorer.captions is not None:
+        problems += _reference_problems(questions, references)
+        broken = [id_ for id_, text in predictions.items() if _SURROGATE.search(text)]
+        problems += _listed(broken, "predictions hold half of a surrogate pair, which is no character")
+    if problems:
+        raise InputError(*problems)
+    if scorer.captions is not None:
+        assert references is not None
+        targets = [references[number].captions for number in range(1, len(questions) + 1)]
+        measured = scorer.captions([predictions[question.id] for question in questions], targets)
+        credits = dict(zip(predictions, measured.items, strict=True))
+        return ScoreResult(measured.score, None, len(questions), measured.metrics, credits)
+    assert scorer.credit is not None
+    credits = {question.id: scorer.credit(question, predictions[question.id]) for question in questions}
+    strict_score = None
+    if scorer.strict is not None:
+        strict_score = _percent([scorer.strict(question, predictions[question.id]) for question in questions])
+    return ScoreResult(_percent(list(credits.values())), strict_score, len(questions), {}, credits)
+
+
+def _percent(credits: Sequence[float]) -> float:
+    return 100 * sum(credits) / len(credits)
+
+
+def _matched(
+    questions: Sequence[QuestionRecord], answers: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str | int, str], list[str]]:
+    """Question id -> predicted text, in the questions' order, and what is wrong with the predictions."""
+    problems = [] if questions else ["questions: there are none to score."]
+    texts: dict[str | int, str] = {}
+    doubled = []
+    for number, answer in enumerate(answers, start=1):
+        id_, text = answer.get("question_id"), answer.get("text")
+        if isinstance(id_, bool) or not isinstance(id_, str | int):
+            problems.append(f"prediction {number}: question_id is {id_!r}, but must be a string or an integer.")
+        elif not isinstance(text, str):
+            problems.append(f"prediction {number} (question {id_!r}): text is {text!r}, but must be a string.")
+            texts.setdefault(id_, "")
+        elif id_ in texts:
+            doubled.append(id_)
+        else:
+            texts[id_] = text
+    known = {question.id for question in questions}
+    problems += _listed(doubled, "predictions have the id of an earlier one; keep one of each")
+    problems += _listed([id_ for id_ in texts if id_ not in known], "predictions have an id that no question has")
+    missing = [question.id for question in questions if question.id not in texts]
+    problems += _listed(missing, f"of {len(questions)} questions have no prediction; predict them first")
+    return {question.id: texts.get(question.id, "") for question in questions}, problems
+
+
+def _reference_problems(
+    questions: Sequence[QuestionRecord], references: Mapping[int, CaptionReference] | None
+) -> list[str]:
+    if references is None:
+        return ["references: a caption score needs the file of reference captions."]
+    positions = range(1, len(questions) + 1)
+    without = [number for number in positions if number not in references or not references[number].captions]
+    surplus = [number for number in references if number not in positions]
+    where = "image ids are the questions' positions from 1"
+    return [
+        *_listed(without, f"positions of questions have no reference caption ({where})"),
+        *_listed(surplus, f"reference image ids are beyond the {len(questions)} questions ({where})"),
+    ]
+
+
+def _listed(ids: Sequence[str | int], what: str) -> list[str]:
+    if not ids:
+        return []
+    shown = ", ".join(repr(id_) for id_ in ids[:_LISTED])
+    return [f"{len(ids)} {what}: {shown}{', ...' if len(ids) > _LISTED else ''}."]

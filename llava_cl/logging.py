@@ -1,0 +1,21 @@
+"""Logging of the package: plain lines with time and rank, so that a log file can be read afterwards."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+
+def setup_logging(*, rank: int = 0, file: Path | None = None, level: int = logging.INFO) -> None:
+    """Configures the root logger: standard error, or a file; ranks above 0 only warn."""
+    handler: logging.Handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s r{rank} %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level if rank == 0 else max(level, logging.WARNING))
+    for noisy in ("DeepSpeed", "accelerate", "transformers", "httpx", "matplotlib", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,117 @@
+"""What a method is: the statistics it wants, how a layer's LoRA starts, and what it protects afterwards.
+
+Every call is about one layer, so that layers can be shared out over the ranks. A new method is one file
+with one class and one options class, an entry in `_methods`, and a YAML below configs/methods.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llava_cl.config import MethodConfig
+from llava_cl.errors import InputError
+
+
+class MethodOptions(BaseModel):
+    """Base of a method's options: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What was measured for one layer; None where the method did not ask for it.
+
+    Attributes:
+        gradient: mean over samples of dL/dW, `[out, in]` fp32.
+        second_moment: mean over tokens of x x^T of the layer's input, `[in, in]` fp32.
+    """
+
+    gradient: torch.Tensor | None = None
+    second_moment: torch.Tensor | None = None
+
+
+class LoraFactors(NamedTuple):
+    """Start of one layer's adapter; `scale * b @ a` is taken off the frozen weight, so it changes nothing.
+
+    Attributes:
+        a: `[rank, in]` fp32.
+        b: `[out, rank]` fp32.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+class Method(Protocol):
+    """One continual-learning method."""
+
+    train_a: bool
+    """Whether LoRA A is trained beside B."""
+    before: frozenset[str]
+    """Statistics wanted on the model before a stage's training."""
+    after: frozenset[str]
+    """Statistics wanted on the merged model after it."""
+
+    def initial_basis(self, weight: torch.Tensor) -> torch.Tensor | None:
+        """What of the base model's weight `[out, in]` is protected before the first task, `[in, k]`."""
+
+    def initialise(
+        self,
+        shape: tuple[int, int],
+        rank: int,
+        statistics: LayerStatistics,
+        basis: torch.Tensor | None,
+        generator: torch.Generator,
+    ) -> LoraFactors:
+        """The adapter of a layer of `shape` (out, in) before training."""
+
+    def protect(self, statistics: LayerStatistics, basis: torch.Tensor | None) -> torch.Tensor | None:
+        """The basis after the stage; its first columns are the old ones, unchanged."""
+
+
+def kaiming_a(shape: tuple[int, int], rank: int, generator: torch.Generator) -> torch.Tensor:
+    """LoRA's usual random A `[rank, in]`: Kaiming-uniform with a = sqrt(5), that is U(-1, 1) / sqrt(in)."""
+    bound = 1 / math.sqrt(shape[1])
+    return torch.empty(rank, shape[1]).uniform_(-bound, bound, generator=generator)
+
+
+def _methods() -> dict[str, tuple[Any, type[MethodOptions]]]:
+    from llava_cl.methods.keeplora import KeepLora, KeepLoraOptions
+    from llava_cl.methods.sequential import Sequential, SequentialOptions
+
+    return {
+        "keeplora": (KeepLora, KeepLoraOptions),
+        "sequential": (Sequential, SequentialOptions),
+    }
+
+
+def known_methods() -> dict[str, str]:
+    """Name -> first line of the description of every method."""
+    return {name: (cls.__doc__ or "").strip().splitlines()[0] for name, (cls, _) in _methods().items()}
+
+
+def build_method(config: MethodConfig) -> Method:
+    """The method that a configuration names, with validated options.
+
+    Raises:
+        InputError: an unknown name or option.
+    """
+    methods = _methods()
+    if config.name not in methods:
+        raise InputError(f"method.name: unknown '{config.name}'; known: {', '.join(sorted(methods))}.")
+    cls, options = methods[config.name]
+    try:
+        return cls(options.model_validate(config.options))
+    except ValidationError as error:
+        raise InputError(
+            *(
+                f"method.options.{'.'.join(str(part) for part in item['loc'])} of {config.name}: {item['msg']}"
+                for item in error.errors()
+            )
+        ) from error

@@ -1,0 +1,89 @@
+"""KeepLoRA (ICLR 2026): learn each task in the residual subspace of what the weights already use.
+
+Before a task the gradient G of every weight is measured. Its part outside the protected basis U,
+G (I - U U^T), gives the frozen LoRA A: its r leading right singular vectors. Only B is trained, so the update
+B A changes nothing for inputs inside span(U). Afterwards U grows by the directions that carry the new task.
+U starts from the principal directions of the pretrained weights themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from llava_cl.methods.contract import LayerStatistics, LoraFactors, MethodOptions, kaiming_a
+from llava_cl.subspace import expand_basis, principal_basis, residual_directions
+
+_STATISTIC = {"gradient": "gradient", "feature": "second_moment"}
+
+
+class KeepLoraOptions(MethodOptions):
+    """Options of KeepLoRA; the defaults are those of its LLaVA experiments.
+
+    Attributes:
+        weight_energy: share of a pretrained weight's energy whose directions are protected from the start;
+            null protects none.
+        protect: what is protected after a task: directions of the trained model's "gradient" (LLaVA
+            experiments), of the layer's input "feature"s (the paper's section on CLIP), or null for nothing.
+        energy: share of the new directions' energy that the grown basis must hold.
+        initialise: A from the projected "gradient", or "random" (frozen), an ablation.
+        b: "zero", or "gradient" for B = S V^T of the projected gradient with the frozen weight compensated.
+    """
+
+    weight_energy: float | None = Field(0.6, gt=0, lt=1)
+    protect: Literal["gradient", "feature"] | None = "gradient"
+    energy: float = Field(0.99, gt=0, le=1)
+    initialise: Literal["gradient", "random"] = "gradient"
+    b: Literal["zero", "gradient"] = "zero"
+
+
+class KeepLora:
+    """KeepLoRA: LoRA confined to the residual subspace, A from the projected gradient and frozen."""
+
+    train_a = False
+
+    def __init__(self, options: KeepLoraOptions) -> None:
+        self._options = options
+        self.before = frozenset({"gradient"} if options.initialise == "gradient" else ())
+        self.after = frozenset({_STATISTIC[options.protect]} if options.protect else ())
+
+    def initial_basis(self, weight: torch.Tensor) -> torch.Tensor | None:
+        """The principal input directions of the pretrained weight (KeepLoRA, general-knowledge subspace)."""
+        energy = self._options.weight_energy
+        return None if energy is None else principal_basis(weight, energy)
+
+    def initialise(
+        self,
+        shape: tuple[int, int],
+        rank: int,
+        statistics: LayerStatistics,
+        basis: torch.Tensor | None,
+        generator: torch.Generator,
+    ) -> LoraFactors:
+        """A: the leading right singular vectors of the gradient outside the basis (rows orthonormal)."""
+        if self._options.initialise == "random":
+            return LoraFactors(kaiming_a(shape, rank, generator), torch.zeros(shape[0], rank))
+        assert statistics.gradient is not None
+        directions = residual_directions(statistics.gradient, basis, rank)
+        b = directions.b if self._options.b == "gradient" else torch.zeros_like(directions.b)
+        return LoraFactors(directions.a, b)
+
+    def protect(self, statistics: LayerStatistics, basis: torch.Tensor | None) -> torch.Tensor | None:
+        """The basis grown by the gradient's input directions, or by the principal input features."""
+        if self._options.protect is None:
+            return basis
+        if self._options.protect == "gradient":
+            assert statistics.gradient is not None
+            directions = statistics.gradient.T
+        else:
+            assert statistics.second_moment is not None
+            directions = _square_root(statistics.second_moment)
+        return expand_basis(basis, directions, self._options.energy)
+
+
+def _square_root(second_moment: torch.Tensor) -> torch.Tensor:
+    """F `[in, in]` with F F^T = the second moment, so that F's energy is the inputs' energy."""
+    values, vectors = torch.linalg.eigh(second_moment.double())
+    return (vectors * values.clamp_min(0).sqrt()).float()

@@ -1,0 +1,40 @@
+"""What a run would do, without starting anything and without needing its data or weights."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from llava_cl.config import RunConfig
+from llava_cl.methods import build_method
+from llava_cl.pipeline.launch import command, ranks_per_node
+from llava_cl.pipeline.orchestrator import Launch
+
+
+def describe(config: RunConfig, launch: Launch) -> dict[str, Any]:
+    """The resolved configuration, each stage's hyper-parameters and command line, and what is not there yet.
+
+    Raises:
+        InputError: an unknown method or option.
+    """
+    build_method(config.method)
+    ranks = ranks_per_node(launch.ranks or config.distributed.ranks)
+    output = launch.output.resolve()
+    missing = [str(path) for path in (config.model.path / "config.json", config.data_root) if not path.exists()]
+    return {
+        "name": config.name,
+        "output": str(output),
+        "ranks_per_node": ranks,
+        "missing": missing,
+        "stages": [
+            {
+                "stage": number,
+                "task": task.name,
+                "epochs": config.epochs(task.name),
+                "learning_rate": config.learning_rate(task.name),
+                "command": shlex.join(command(output, number, ranks=ranks, hostfile=launch.hostfile)),
+            }
+            for number, task in enumerate(config.benchmark.tasks, start=1)
+        ],
+        "config": config.model_dump(mode="json"),
+    }

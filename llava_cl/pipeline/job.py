@@ -1,0 +1,133 @@
+"""What the steps of a stage share: configuration, run directory, process group, tokenizer, loaded models."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llava_cl.config import RunConfig, TaskConfig
+from llava_cl.data import (
+    ConversationDataset,
+    QuestionDataset,
+    QuestionRecord,
+    TrainRecord,
+    collate_train,
+    load_question_records,
+    load_train_records,
+)
+from llava_cl.distributed import World, gather_objects, share_out
+from llava_cl.models import ImageSpec, ModelFamily, family
+from llava_cl.pipeline.progress import ProgressWriter
+from llava_cl.pipeline.scoring import evaluation_files
+from llava_cl.store import RunDirectory, StageDirectory
+from llava_cl.training.adapters import replay
+
+
+@dataclass
+class Job:
+    """One process of a distributed job that works on stages of a run."""
+
+    config: RunConfig
+    run: RunDirectory
+    world: World
+    progress: ProgressWriter
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.family: ModelFamily = family(self.config.model)
+        self.tokenizer: PreTrainedTokenizerBase = self.family.tokenizer()
+        self.images: ImageSpec = self.family.image_spec()
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Adds the seconds of the block to `seconds[part]`."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin
+
+    def decide(self, decision: bool) -> bool:
+        """Rank 0's decision, on every rank; only rank 0 needs to look at the files."""
+        return bool(gather_objects(decision, self.world)[0])
+
+    def load_model(self, stages: int, *, device: torch.device | None = None) -> PreTrainedModel:
+        """The model as it is after `stages` stages: the base and the stored adapters of stages 1..stages."""
+        with self.timed("load"):
+            gc.collect()
+            model = self.family.load(device or self.world.device)
+            folders = [self.run.stage(number).adapter for number in range(1, stages + 1)]
+            if folders:
+                replay(model, folders)
+        return model
+
+    def owners(self, model: PreTrainedModel) -> dict[str, int]:
+        """Owner rank of each targeted layer and of each layer input; layers with one input share the owner."""
+        targets = self.family.linear_targets(model)
+        costs: dict[str, float] = {}
+        for module, source in targets.values():
+            small, large = sorted((module.in_features, module.out_features))
+            costs[source] = costs.get(source, 0.0) + float(large) * small * small
+        owners = share_out(costs, self.world.size)
+        return {**owners, **{name: owners[target.source] for name, target in targets.items()}}
+
+    def seed(self, stage: int, purpose: str) -> int:
+        """A seed that depends on the run's seed, the stage and the purpose alone."""
+        text = f"{self.config.seed}/{stage}/{purpose}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
+
+    def train_records(self, task: TaskConfig) -> list[TrainRecord]:
+        """The task's training records."""
+        assert task.train is not None
+        return load_train_records(self.config.data_root / task.train)
+
+    def train_dataset(self, task: TaskConfig, records: list[TrainRecord]) -> ConversationDataset:
+        """Training samples, encoded on demand."""
+        return ConversationDataset(
+            records,
+            self.config.data_root / task.images,
+            self.tokenizer,
+            max_length=self.config.training.max_length,
+            **self._image_arguments(),
+        )
+
+    def questions(self, task: TaskConfig) -> list[QuestionRecord]:
+        """The task's questions in the split that this run evaluates on."""
+        return load_question_records(self.config.data_root / evaluation_files(task, self.config.evaluation)[0])
+
+    def question_dataset(self, task: TaskConfig, records: list[QuestionRecord]) -> QuestionDataset:
+        """Question samples with the task's suffix, encoded on demand."""
+        asked = [replace(record, text=record.text + task.suffix) for record in records]
+        return QuestionDataset(asked, self.config.data_root / task.images, self.tokenizer, **self._image_arguments())
+
+    def collate(self, samples: list[dict[str, Any]], *, with_index: bool = True) -> dict[str, torch.Tensor]:
+        """A right-padded training batch; `with_index=False` leaves out what the model does not take."""
+        batch = collate_train(samples, self.tokenizer.pad_token_id)
+        if not with_index:
+            del batch["index"]
+        return batch
+
+    def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch on this rank's device."""
+        return {key: value.to(self.world.device) for key, value in batch.items()}
+
+    def _image_arguments(self) -> dict[str, Any]:
+        return {
+            "image_token_id": self.images.token_id,
+            "num_image_tokens": self.images.tokens,
+            "image_size": self.images.size,
+            "image_mean": self.images.mean,
+            "image_std": self.images.std,
+        }
+
+    def stage(self, number: int) -> StageDirectory:
+        """The directory of a stage."""
+        return self.run.stage(number)

@@ -1,0 +1,122 @@
+"""Starting the ranks of a stage job and waiting for them: torchrun on one node, DeepSpeed's launcher on several."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from llava_cl.errors import RunError
+from llava_cl.store import read_json
+
+_POLL_SECONDS = 0.2
+_WORKER = "llava_cl.pipeline.worker"
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Asks the kernel to kill this process when its parent dies, so that no rank outlives a killed run."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def progress_file(run: Path) -> Path:
+    """Where rank 0 reports its progress."""
+    return run / "logs" / "progress.jsonl"
+
+
+def failure_file(run: Path, rank: int) -> Path:
+    """Where a rank says why it failed."""
+    return run / "logs" / f"failure-rank{rank}.json"
+
+
+def log_file(run: Path, stage: int) -> Path:
+    """Everything that the ranks of a stage print."""
+    return run / "logs" / f"stage-{stage:02d}.log"
+
+
+def ranks_per_node(configured: int | None) -> int:
+    """The configured number of ranks, else one for each GPU, else one."""
+    return configured or torch.cuda.device_count() or 1
+
+
+def command(run: Path, stage: int, *, ranks: int, hostfile: Path | None) -> list[str]:
+    """The command line that starts all ranks of a stage.
+
+    Args:
+        run: run directory, on a file system that all nodes share.
+        stage: the stage to run.
+        ranks: ranks on each node.
+        hostfile: DeepSpeed hostfile (`host slots=n` lines) for several nodes.
+    """
+    worker = [str(run), str(stage)]
+    if hostfile is not None:
+        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile)]
+        return [*launcher, "--num_gpus", str(ranks), "--module", _WORKER, *worker]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    return [*launcher, "-m", _WORKER, *worker]
+
+
+def environment(ranks: int) -> dict[str, str]:
+    """The ranks' environment: threads shared out on a CPU, no network."""
+    values = dict(os.environ)
+    values.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    values.setdefault("HF_HUB_OFFLINE", "1")
+    values.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not torch.cuda.is_available():
+        values.setdefault("DS_ACCELERATOR", "cpu")
+    return values
+
+
+def run_job(run: Path, stage: int, *, ranks: int, hostfile: Path | None, poll: Callable[[], None]) -> None:
+    """Runs a stage's job to its end.
+
+    Args:
+        run: run directory.
+        stage: the stage.
+        ranks: ranks on each node.
+        hostfile: see `command`.
+        poll: called several times a second while the job runs.
+
+    Raises:
+        RunError: a rank failed; the message names the rank, its error, and the log file.
+    """
+    log = log_file(run, stage)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for old in log.parent.glob("failure-rank*.json"):
+        old.unlink()
+    progress_file(run).unlink(missing_ok=True)
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            command(run, stage, ranks=ranks, hostfile=hostfile),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment(ranks),
+            preexec_fn=die_with_parent,
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(_POLL_SECONDS)
+                poll()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    poll()
+    if process.returncode:
+        raise _failure(run, stage, process.returncode)
+
+
+def _failure(run: Path, stage: int, code: int) -> RunError:
+    log = log_file(run, stage)
+    reports = [read_json(file) for file in sorted(log.parent.glob("failure-rank*.json"))]
+    if reports:
+        first = reports[0]
+        return RunError(f"stage {stage}, rank {first['rank']}: {first['message']}\nDetails: {log}")
+    return RunError(f"stage {stage}: the job ended with exit code {code} and no rank said why. Details: {log}")

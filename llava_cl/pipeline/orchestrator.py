@@ -1,0 +1,189 @@
+"""The whole continual run: check, then stage after stage as jobs of their own; rerun to continue.
+
+What is complete is read from the run directory alone, so a run can be killed at any moment and started again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import importlib.metadata
+import json
+import logging
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from llava_cl.config import RunConfig
+from llava_cl.errors import InputError
+from llava_cl.pipeline.launch import progress_file, ranks_per_node, run_job
+from llava_cl.pipeline.preflight import check_disk, check_records, check_setup, data_files
+from llava_cl.pipeline.progress import Event, ProgressReader
+from llava_cl.pipeline.results import write_results
+from llava_cl.store import RunDirectory, read_json, write_json
+from llava_cl.store.fingerprint import fingerprint_files, fingerprint_model
+from llava_cl.store.run_directory import FORMAT
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("llava_cl", "torch", "transformers", "peft", "deepspeed", "accelerate", "safetensors")
+
+
+class Watcher(Protocol):
+    """Who is told how the run goes."""
+
+    def checking(self, what: str) -> None:
+        """Something is being checked before the run."""
+
+    def stage_begins(self, stage: int, task: str, total: int) -> None:
+        """A stage's job is about to start; `total` is the number of the last stage."""
+
+    def event(self, event: Event) -> None:
+        """A step of the stage got further."""
+
+    def stage_ends(self, stage: int, metrics: dict[str, Any]) -> None:
+        """A stage has been committed and the results rewritten."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where a run goes and on how many ranks."""
+
+    output: Path
+    ranks: int | None = None
+    hostfile: Path | None = None
+    until: int | None = None
+
+
+RunStage = Callable[[RunDirectory, int], None]
+
+
+def execute(
+    config: RunConfig,
+    launch: Launch,
+    watcher: Watcher,
+    *,
+    after_stage: Callable[[RunDirectory], object],
+    run_stage: RunStage | None = None,
+) -> dict[str, Any]:
+    """Runs, or continues, a continual run.
+
+    Args:
+        config: the resolved configuration.
+        launch: run directory, ranks, hosts, last stage.
+        watcher: told how it goes.
+        after_stage: called when a stage's results have been written, to rewrite the report.
+        run_stage: runs one stage to its commit; default: a distributed job on `launch.ranks` ranks.
+
+    Returns:
+        The content of `metrics.json`.
+
+    Raises:
+        InputError: something given is wrong, or the directory holds a different run.
+        RunError: a job failed.
+    """
+    last = len(config.benchmark.tasks)
+    until = last if launch.until is None else launch.until
+    if not 0 <= until <= last:
+        raise InputError(f"--until {until}: the stages are 0 (the base model) to {last}.")
+    ranks = ranks_per_node(launch.ranks or config.distributed.ranks)
+    run = RunDirectory(launch.output.resolve(), [task.name for task in config.benchmark.tasks])
+    check_setup(config, ranks)
+    with run.locked():
+        _open_run(config, run, ranks, watcher)
+        for stage in range(until + 1):
+            if _complete(run, stage):
+                continue
+            watcher.stage_begins(stage, run.stage(stage).task, until)
+            if run_stage is not None:
+                run_stage(run, stage)
+            else:
+                poll = _Poll(ProgressReader(progress_file(run.path)), watcher)
+                run_job(run.path, stage, ranks=ranks, hostfile=launch.hostfile, poll=poll)
+            metrics = write_results(config, run)
+            after_stage(run)
+            watcher.stage_ends(stage, metrics)
+        metrics = write_results(config, run)
+        after_stage(run)
+    return metrics
+
+
+class _Poll:
+    """Passes new progress events on to the watcher."""
+
+    def __init__(self, reader: ProgressReader, watcher: Watcher) -> None:
+        self._reader = reader
+        self._watcher = watcher
+
+    def __call__(self) -> None:
+        for event in self._reader.new_events():
+            self._watcher.event(event)
+
+
+def _complete(run: RunDirectory, stage: int) -> bool:
+    """Whether a stage is committed, after a look at the files of its steps."""
+    directory = run.stage(stage)
+    if not directory.committed:
+        return False
+    for record in sorted((directory.path / "steps").glob("*.json")):
+        directory.step_done(record.stem)
+    return True
+
+
+def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher) -> None:
+    """Writes `run.json`, or compares it with what is to be run now."""
+    watcher.checking("fingerprints of model and data")
+    fingerprints = {
+        "base": {"path": str(config.model.path), "sha256": fingerprint_model(config.model.path)},
+        "data": fingerprint_files(data_files(config), config.data_root),
+    }
+    before = read_json(run.manifest) if run.manifest.is_file() else None
+    if before is None:
+        check_disk(config, run.path)
+        check_records(config, lambda name: watcher.checking(f"records of {name}"))
+        write_json(
+            run.manifest,
+            {
+                "format": FORMAT,
+                "name": config.name,
+                "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                "config": config.model_dump(mode="json"),
+                "identity": config.identity(),
+                "environment": _environment(),
+                "benchmark": config.benchmark.name,
+                "method": config.method.name,
+                "tasks": [task.name for task in config.benchmark.tasks],
+                "probes": [task.name for task in config.benchmark.probes],
+                "seed": config.seed,
+                "ranks": ranks,
+                **fingerprints,
+            },
+        )
+        return
+    now = {"identity": config.identity(), "base": fingerprints["base"]["sha256"], "data": fingerprints["data"]}
+    then = {"identity": before["identity"], "base": before["base"]["sha256"], "data": before["data"]}
+    if now != then:
+        raise InputError(
+            f"{run.path}: holds another run. What differs (- there, + now):\n{_difference(then, now)}\n"
+            "Give another --output, or run it as it was."
+        )
+    # Places may have changed, and the jobs read the configuration from here.
+    write_json(run.manifest, {**before, **fingerprints, "config": config.model_dump(mode="json"), "ranks": ranks})
+
+
+def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
+    before, after = (json.dumps(side, indent=1, sort_keys=True).splitlines() for side in (then, now))
+    changed = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
+    return "\n".join(changed)
+
+
+def _environment() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

@@ -1,0 +1,72 @@
+"""What all committed stages say together: the accuracy matrix, the metrics, seconds, memory and basis sizes."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from llava_cl.config import RunConfig
+from llava_cl.evaluation.metrics import summarize
+from llava_cl.store import RunDirectory, StageDirectory, load_tensors_metadata, read_json, write_json, write_text
+
+
+def write_results(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Rewrites `metrics.json` and `accuracy_matrix.csv` from the stages committed so far; returns the metrics."""
+    tasks = [task.name for task in config.benchmark.tasks]
+    probes = [task.name for task in config.benchmark.probes]
+    base = run.stage(0)
+    done = [stage for stage in run.stages() if stage.committed]
+    matrix = [_row(stage, tasks, "score") for stage in done]
+    strict = [_row(stage, tasks, "strict_score") for stage in done]
+    evaluated_base = base.committed and base.scores.is_file()
+    metrics = {
+        "format": 1,
+        "tasks": tasks,
+        "matrix": matrix,
+        "strict_matrix": strict if any(value is not None for row in strict for value in row) else None,
+        "base_row": _row(base, tasks, "score") if evaluated_base else None,
+        "probes": {
+            "names": probes,
+            "rows": [
+                _row(stage, probes, "score") if stage.scores.is_file() else [None] * len(probes)
+                for stage in ([base] if base.committed else []) + done
+            ],
+        },
+        "majority": _majority([base, *done]),
+        "summary": summarize([row[: len(done)] for row in matrix]) if done else None,
+        "stages": [_stage_facts(stage) for stage in ([base] if base.committed else []) + done],
+    }
+    write_json(run.metrics, metrics)
+    write_text(run.matrix, _csv(tasks, [stage.task for stage in done], matrix))
+    return metrics
+
+
+def _row(stage: StageDirectory, tasks: list[str], key: str) -> list[float | None]:
+    scores = read_json(stage.scores)["scores"]
+    return [scores[task][key] if task in scores else None for task in tasks]
+
+
+def _majority(stages: list[StageDirectory]) -> dict[str, float | None]:
+    for stage in stages:
+        if stage.scores.is_file():
+            return {task: score["majority"] for task, score in read_json(stage.scores)["scores"].items()}
+    return {}
+
+
+def _stage_facts(stage: StageDirectory) -> dict[str, Any]:
+    return {
+        "stage": stage.stage,
+        "task": stage.task,
+        "basis": load_tensors_metadata(stage.subspace)["layers"],
+        **read_json(stage.timings),
+    }
+
+
+def _csv(tasks: list[str], stages: list[str], matrix: list[list[float | None]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["after stage", *tasks])
+    for name, row in zip(stages, matrix, strict=True):
+        writer.writerow([name, *("" if value is None else f"{value:.2f}" for value in row)])
+    return stream.getvalue()

@@ -1,0 +1,54 @@
+"""Scores of a stage from its recorded predictions, without a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava_cl.config import EvaluationConfig, RunConfig, TaskConfig
+from llava_cl.data import QuestionRecord, load_caption_references, load_question_records
+from llava_cl.evaluation.scorers import SCORERS, score
+from llava_cl.store import StageDirectory, read_jsonl, write_json
+
+
+def predictions_file(directory: StageDirectory, task: str) -> Path:
+    """Where the answers to a task's questions are."""
+    return directory.predictions / f"{task}.jsonl"
+
+
+def evaluation_files(task: TaskConfig, evaluation: EvaluationConfig) -> tuple[str, str | None]:
+    """Question and reference file of the split that is evaluated; a task without validation has its test split."""
+    if evaluation.split == "validation" and task.validation is not None:
+        return task.validation, task.validation_references
+    return task.test, task.references
+
+
+def score_stage(config: RunConfig, directory: StageDirectory) -> None:
+    """Writes `scores.json` of a stage: for every task and probe the score, its parts, and credits by question.
+
+    Raises:
+        InputError: predictions or references that do not match the questions.
+    """
+    scores = {}
+    for task in (*config.benchmark.tasks, *config.benchmark.probes):
+        question_file, reference_file = evaluation_files(task, config.evaluation)
+        questions = load_question_records(config.data_root / question_file)
+        references = load_caption_references(config.data_root / reference_file) if reference_file else None
+        answers = read_jsonl(predictions_file(directory, task.name))
+        result = score(task.scorer, questions, answers, references)
+        scores[task.name] = {
+            "scorer": task.scorer,
+            "score": result.score,
+            "strict_score": result.strict_score,
+            "items": result.items,
+            "metrics": result.metrics,
+            "majority": None if SCORERS[task.scorer].needs_references else _majority(questions),
+            "credits": {str(question): credit for question, credit in result.credits.items()},
+        }
+    write_json(directory.scores, {"scores": scores})
+
+
+def _majority(questions: Sequence[QuestionRecord]) -> float:
+    """Percent of the questions that the most frequent answer would get right."""
+    return 100 * Counter(question.answer for question in questions).most_common(1)[0][1] / len(questions)

@@ -1,0 +1,64 @@
+"""One stage: its steps in order, each skipped where its record is valid, then the commit."""
+
+from __future__ import annotations
+
+import logging
+import resource
+
+import torch
+
+from llava_cl.distributed import barrier, gather_objects
+from llava_cl.methods import build_method
+from llava_cl.pipeline import steps
+from llava_cl.pipeline.job import Job
+from llava_cl.store import write_json
+
+logger = logging.getLogger(__name__)
+
+_LEARNING = {
+    "initialise": steps.initialise,
+    "train": steps.learn,
+    "protect": steps.protect,
+}
+_EVALUATION = {"evaluate": steps.evaluate, "score": steps.score}
+
+
+def run_stage(job: Job, stage: int) -> None:
+    """Runs what is left of a stage on all ranks and commits it.
+
+    Args:
+        job: the job of this process.
+        stage: 0 = the untouched base (its basis, and zero-shot evaluation where configured), 1..T = a task.
+    """
+    directory = job.stage(stage)
+    method = build_method(job.config.method)
+    todo = _LEARNING if stage else {"protect": steps.protect_base}
+    if stage or job.config.evaluation.zero_shot:
+        todo = {**todo, **_EVALUATION}
+    for name, step in todo.items():
+        if job.decide(job.world.is_main and directory.step_done(name)):
+            continue
+        logger.info("stage %d (%s): %s", stage, directory.task, name)
+        job.seconds.clear()
+        files = step(job, method, stage)
+        memory = max(gather_objects(_peak_memory(job.world.device), job.world))
+        if job.world.is_main:
+            directory.record_step(name, files, seconds=dict(job.seconds), peak_memory_bytes=memory)
+        barrier(job.world)
+    if job.world.is_main:
+        facts = [directory.step_facts(name) for name in todo]
+        seconds: dict[str, float] = {}
+        for fact in facts:
+            for part, value in fact["seconds"].items():
+                seconds[part] = round(seconds.get(part, 0.0) + value, 3)
+        memory = max(fact["peak_memory_bytes"] for fact in facts)
+        write_json(directory.timings, {"seconds": seconds, "peak_memory_bytes": memory})
+        directory.commit()
+    barrier(job.world)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes of this process: of the GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

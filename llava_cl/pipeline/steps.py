@@ -1,0 +1,241 @@
+"""The steps of a stage. Each reads complete files of the run directory and writes its own, or nothing.
+
+A step loads the model it needs from the base checkpoint and the stored adapters, so that a resumed run and
+an undisturbed one compute the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from llava_cl.data import measurement_indices, modality_lengths
+from llava_cl.distributed import exchange_tensors, full_precision_matmul, local_share
+from llava_cl.errors import RunError
+from llava_cl.evaluation.generate import predict
+from llava_cl.methods import LayerStatistics, LoraFactors, Method
+from llava_cl.models import LinearTarget
+from llava_cl.pipeline.bases import load_bases, save_columns
+from llava_cl.pipeline.job import Job
+from llava_cl.pipeline.scoring import predictions_file, score_stage
+from llava_cl.store import load_tensors, save_tensors, write_jsonl
+from llava_cl.training.adapters import attach, collect, save_adapter
+from llava_cl.training.statistics import Statistics, measure
+from llava_cl.training.trainer import TrainingPlan, deepspeed_config, train, zero_stage
+
+logger = logging.getLogger(__name__)
+
+
+def protect_base(job: Job, method: Method, stage: int) -> list[Path]:
+    """Stage 0: the basis of what the pretrained weights themselves use."""
+    report = job.progress.step(stage, "protect")
+    model = job.load_model(0)
+    owners = job.owners(model)
+    mine: dict[str, torch.Tensor] = {}
+    with job.timed("protect"), full_precision_matmul():
+        owned = _owned(job, model, owners)
+        for done, (name, target) in enumerate(owned.items(), start=1):
+            with _naming(name):
+                basis = method.initial_basis(target.module.weight.detach().float())
+            if basis is not None:
+                mine[name] = basis
+            report(done, len(owned))
+        save_columns(job, stage, mine, {}, owners)
+    return [job.stage(stage).subspace]
+
+
+def initialise(job: Job, method: Method, stage: int) -> list[Path]:
+    """Measures what the method asks for on the model before the task, and starts the LoRA factors from it."""
+    model = job.load_model(stage - 1)
+    targets, owners = job.family.linear_targets(model), job.owners(model)
+    statistics = _measure(job, model, stage, "measure", method.before, owners)
+    report = job.progress.step(stage, "initialise")
+    a: dict[str, torch.Tensor] = {}
+    b: dict[str, torch.Tensor] = {}
+    with job.timed("initialise"), full_precision_matmul():
+        bases = load_bases(job.run, stage - 1)
+        owned = _owned(job, model, owners)
+        for done, (name, (module, source)) in enumerate(owned.items(), start=1):
+            generator = torch.Generator().manual_seed(job.seed(stage, f"initialise/{name}"))
+            with _naming(name):
+                a[name], b[name] = method.initialise(
+                    (module.out_features, module.in_features),
+                    job.config.lora.rank,
+                    LayerStatistics(statistics.gradients.get(name), statistics.second_moments.get(source)),
+                    bases[name].to(job.world.device) if name in bases else None,
+                    generator,
+                )
+            report(done, len(owned))
+        a, b = exchange_tensors(a, owners, job.world), exchange_tensors(b, owners, job.world)
+    missing = sorted(set(targets) - set(a))
+    if missing:
+        raise RunError(f"stage {stage}: {len(missing)} layers got no LoRA factors, first {missing[0]}.")
+    file = job.stage(stage).initial_factors
+    if job.world.is_main:
+        save_tensors(
+            file,
+            {f"{name}.{part}": value for part, values in (("a", a), ("b", b)) for name, value in values.items()},
+            {"samples": statistics.samples, "skipped": statistics.skipped},
+        )
+    return [file]
+
+
+def learn(job: Job, method: Method, stage: int) -> list[Path]:
+    """Trains the adapters (and the projector) on the task and stores them."""
+    config, directory = job.config, job.stage(stage)
+    report = job.progress.step(stage, "train")
+    deepspeed = deepspeed_config(config.distributed.deepspeed, job.world.device)
+    # ZeRO-3 takes the model apart itself when its engine starts; until then it is better held in host memory.
+    model = job.load_model(stage - 1, device=torch.device("cpu") if zero_stage(deepspeed) == 3 else None)
+    stored = load_tensors(directory.initial_factors)[0]
+    factors = {name: LoraFactors(stored[f"{name}.a"], stored[f"{name}.b"]) for name in job.family.linear_targets(model)}
+    projector = job.family.projector_prefix() if config.training.projector_learning_rate else None
+    adapted = attach(
+        model,
+        factors,
+        config.lora,
+        train_a=method.train_a,
+        projector=projector,
+        fp32_adapters=deepspeed is None,
+    )
+    records = job.train_records(config.task(stage))
+    with job.timed("train"):
+        rows = train(
+            adapted,
+            job.train_dataset(config.task(stage), records),
+            modality_lengths(records),
+            lambda samples: job.collate(samples, with_index=False),
+            config,
+            TrainingPlan.of(config, stage, job.seed(stage, "train")),
+            deepspeed=deepspeed,
+            world=job.world,
+            folder=directory.checkpoints,
+            progress=report,
+        )
+    tensors = collect(adapted, factors, projector)
+    files = [directory.adapter / "adapter_model.safetensors", directory.adapter / "adapter_config.json"]
+    if job.world.is_main:
+        files = save_adapter(directory.adapter, tensors, list(factors), config.lora, projector)
+        write_jsonl(directory.train_log, rows)
+    return [*files, directory.train_log]
+
+
+def protect(job: Job, method: Method, stage: int) -> list[Path]:
+    """Measures the merged model and grows the basis by what the task uses."""
+    model = job.load_model(stage)
+    owners = job.owners(model)
+    statistics = _measure(job, model, stage, "remeasure", method.after, owners)
+    report = job.progress.step(stage, "protect")
+    mine: dict[str, torch.Tensor] = {}
+    with job.timed("protect"), full_precision_matmul():
+        bases = load_bases(job.run, stage - 1)
+        before = {name: basis.shape[1] for name, basis in bases.items()}
+        owned = _owned(job, model, owners)
+        for done, (name, target) in enumerate(owned.items(), start=1):
+            with _naming(name):
+                basis = method.protect(
+                    LayerStatistics(statistics.gradients.get(name), statistics.second_moments.get(target.source)),
+                    bases[name].to(job.world.device) if name in bases else None,
+                )
+            if basis is not None:
+                mine[name] = basis[:, before.get(name, 0) :]
+            report(done, len(owned))
+        save_columns(job, stage, mine, before, owners)
+    return [job.stage(stage).subspace]
+
+
+def evaluate(job: Job, method: Method, stage: int) -> list[Path]:
+    """Answers the questions of every task and probe; a task whose predictions are recorded is not asked again."""
+    directory = job.stage(stage)
+    benchmark = job.config.benchmark
+    tasks = (*benchmark.tasks, *benchmark.probes)
+    files = [predictions_file(directory, task.name) for task in tasks]
+    model: PreTrainedModel | None = None
+    for task, file in zip(tasks, files, strict=True):
+        if job.decide(job.world.is_main and directory.step_done(f"evaluate-{task.name}")):
+            continue
+        if model is None:
+            model = job.load_model(stage)
+        records = job.questions(task)
+        with job.timed("evaluate"):
+            texts = predict(
+                job.family,
+                model,
+                job.tokenizer,
+                job.question_dataset(task, records),
+                [len(record.text.split()) for record in records],
+                batch_size=job.config.evaluation.batch_size,
+                max_new_tokens=job.config.evaluation.max_new_tokens,
+                world=job.world,
+                progress=job.progress.step(stage, f"evaluate {task.name}"),
+            )
+        if job.world.is_main:
+            rows = [
+                {"question_id": record.id, "prompt": record.text, "text": text}
+                for record, text in zip(records, texts, strict=True)
+            ]
+            write_jsonl(file, rows)
+            directory.record_step(f"evaluate-{task.name}", [file])
+    return files
+
+
+def score(job: Job, method: Method, stage: int) -> list[Path]:
+    """Scores the recorded predictions; needs no model."""
+    directory = job.stage(stage)
+    if job.world.is_main:
+        with job.timed("score"):
+            score_stage(job.config, directory)
+    return [directory.scores]
+
+
+@contextlib.contextmanager
+def _naming(layer: str) -> Iterator[None]:
+    """Adds the layer's name to what the maths found wrong with its input."""
+    try:
+        yield
+    except ValueError as error:
+        raise RunError(f"{layer}: {error}") from error
+
+
+def _owned(job: Job, model: PreTrainedModel, owners: dict[str, int]) -> dict[str, LinearTarget]:
+    targets = job.family.linear_targets(model)
+    return {name: target for name, target in targets.items() if owners[name] == job.world.rank}
+
+
+def _measure(
+    job: Job, model: PreTrainedModel, stage: int, part: str, wanted: frozenset[str], owners: dict[str, int]
+) -> Statistics:
+    """Measures over the evenly spaced share of the task's samples that the configuration states."""
+    if not wanted:
+        return Statistics()
+    task = job.config.task(stage)
+    records = job.train_records(task)
+    lengths = modality_lengths(records)
+    indices = measurement_indices(len(records), job.config.measurement.ratio)
+    indices = sorted(indices, key=lambda index: (abs(lengths[index]), index))
+    size = job.config.measurement.batch_size
+    batches = local_share([indices[start : start + size] for start in range(0, len(indices), size)], job.world)
+    dataset = job.train_dataset(task, records)
+    if job.config.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    report = job.progress.step(stage, part)
+    total = sum(len(batch) for batch in batches)
+    with job.timed(part):
+        statistics = measure(
+            model,
+            (job.to_device(job.collate([dataset[index] for index in batch])) for batch in batches),
+            job.family.linear_targets(model),
+            wanted=wanted,
+            owners=owners,
+            world=job.world,
+            progress=lambda done: report(done, total),
+        )
+    if statistics.skipped:
+        logger.warning("%s: %d samples without a supervised token were left out", task.name, statistics.skipped)
+    return statistics

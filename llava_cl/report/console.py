@@ -1,0 +1,51 @@
+"""The accuracy matrix and the summary metrics as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from llava_cl.report.load import Metrics, parse_metrics
+from llava_cl.report.text import METRICS, mean, metric, percent
+
+
+def console_table(metrics: Metrics | Mapping[str, Any]) -> Table:
+    """The accuracy matrix: the base's row, then one row for every stage done, the diagonal in bold.
+
+    Args:
+        metrics: the content of a metrics.json.
+
+    Raises:
+        InputError: it does not follow the schema.
+    """
+    metrics = parse_metrics(metrics)
+    table = Table(title="Accuracy (percent)", title_justify="left")
+    table.add_column("after")
+    for task in [*metrics.tasks, "seen so far"]:
+        table.add_column(Text(task), justify="right")
+    if metrics.base_row is not None:
+        table.add_row("base", *(percent(value, 2) for value in metrics.base_row), "", style="dim")
+    for stage, row in enumerate(metrics.matrix):
+        cells = [
+            Text(percent(value, 2), style="bold" if task == stage else "dim" if task > stage else "")
+            for task, value in enumerate(row)
+        ]
+        name = Text(f"{stage + 1} {metrics.tasks[stage]}")
+        table.add_row(name, *cells, percent(mean(row[: stage + 1]), 2))
+    return table
+
+
+def summary_table(metrics: Metrics | Mapping[str, Any]) -> Table:
+    """The summary metrics with their definitions; takes and raises what `console_table` does."""
+    metrics = parse_metrics(metrics)
+    table = Table(title=f"Metrics after {len(metrics.matrix)} of {len(metrics.tasks)} stages", title_justify="left")
+    table.add_column("metric", style="bold")
+    table.add_column("value", justify="right")
+    table.add_column("definition", style="dim")
+    summary = metrics.summary or {}
+    for name, meaning in METRICS.items():
+        table.add_row(name, metric(name, summary.get(name)), meaning)
+    return table

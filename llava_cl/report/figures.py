@@ -1,0 +1,115 @@
+"""The accuracy matrix and the curves over the stages as PNG and PDF, for papers and slides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from llava_cl.report.load import Metrics, Row
+from llava_cl.report.text import percent
+
+DPI = 144
+MUTED = "#6b7480"
+DASHES = ("-", "--", ":", "-.")
+
+
+def write_figures(metrics: Metrics, folder: Path) -> list[Path]:
+    """Write `accuracy_matrix.{png,pdf}` and `curves.{png,pdf}` into `folder`, once a row is known."""
+    labels, rows = _labelled_rows(metrics)
+    if not rows:
+        return []
+    drawn = {"accuracy_matrix": matrix_figure(metrics, labels, rows), "curves": curves_figure(metrics, rows)}
+    paths = []
+    for name, figure in drawn.items():
+        FigureCanvasAgg(figure).print_png(folder / f"{name}.png", metadata={"Software": None})
+        figure.set_layout_engine("none")  # keeps the layout of the first drawing, which costs the most
+        FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf", metadata={"CreationDate": None})
+        paths += [folder / f"{name}.png", folder / f"{name}.pdf"]
+    return paths
+
+
+def matrix_figure(metrics: Metrics, labels: list[str], rows: list[Row]) -> Figure:
+    """The matrix as a heat map with its numbers, cells of just-learned tasks framed."""
+    tasks = metrics.tasks
+    figure = Figure(figsize=(1.6 + 0.9 * len(tasks), 1.2 + 0.42 * len(rows)), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    values = [[float("nan") if value is None else value for value in row] for row in rows]
+    top = max((value for row in rows for value in row if value is not None), default=1.0)
+    scale = Normalize(0, max(top, 1.0))
+    colours = colormaps["Blues"]
+    axes.imshow(values, cmap=colours, norm=scale, aspect="auto")
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            colour = "black" if value is None else _readable_on(colours(scale(value)))
+            axes.text(j, i, percent(value), ha="center", va="center", fontsize=8, color=colour)
+    offset = len(rows) - len(metrics.matrix)
+    for stage in range(len(metrics.matrix)):
+        axes.add_patch(_frame(stage, stage + offset))
+    axes.set_xticks(range(len(tasks)), tasks, fontsize=8, rotation=25, ha="left", parse_math=False)
+    axes.set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
+    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    _plain(axes)
+    return figure
+
+
+def curves_figure(metrics: Metrics, rows: list[Row]) -> Figure:
+    """Accuracy of every task over the stages; beside it the base's own questions, where there are any."""
+    probes = metrics.probes
+    beside = bool(probes.rows and probes.names)
+    figure = Figure(figsize=(11 if beside else 6.4, 3.6), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, 2 if beside else 1, sharey=True, squeeze=False)[0]
+    first = len(metrics.matrix) - len(rows) + 1
+    _curves(panels[0], metrics.tasks, rows, first, "Accuracy by task (percent)")
+    for number, row in enumerate(metrics.matrix):
+        if row[number] is not None:
+            panels[0].plot(number + 1, row[number], "o", color=f"C{number % 10}", markersize=4)
+    if beside:
+        _curves(panels[1], probes.names, probes.rows, 0, "The base's own questions")
+    return figure
+
+
+def _labelled_rows(metrics: Metrics) -> tuple[list[str], list[Row]]:
+    labels = [f"{number} {metrics.tasks[number - 1]}" for number in range(1, len(metrics.matrix) + 1)]
+    if metrics.base_row is None:
+        return labels, list(metrics.matrix)
+    return ["base", *labels], [metrics.base_row, *metrics.matrix]
+
+
+def _curves(axes: Axes, names: list[str], rows: list[Row], first: int, title: str) -> None:
+    stages = range(first, first + len(rows))
+    for index, (name, column) in enumerate(zip(names, zip(*rows, strict=True), strict=True)):
+        values = [float("nan") if value is None else value for value in column]
+        style = DASHES[index // 10 % len(DASHES)]
+        axes.plot(stages, values, style, color=f"C{index % 10}", linewidth=1.5, label=name)
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_xticks(stages, ["base" if stage == 0 else str(stage) for stage in stages], fontsize=8)
+    axes.tick_params(labelsize=8, colors=MUTED)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color="#e3e6ea", linewidth=0.6)
+    legend = axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    _plain(axes)
+
+
+def _frame(column: int, row: int) -> Rectangle:
+    return Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, edgecolor="black", linewidth=1.2)
+
+
+def _readable_on(background: tuple[float, float, float, float]) -> str:
+    """Black or white, whichever contrasts more (WCAG 2 relative luminance) with an sRGB colour."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in background[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if luminance > 0.179 else "white"
+
+
+def _plain(axes: Axes) -> None:
+    for spine in axes.spines.values():
+        spine.set_visible(False)

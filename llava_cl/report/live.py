@@ -1,0 +1,106 @@
+"""The progress of a run: a live bar on a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from llava_cl.pipeline.progress import Event
+from llava_cl.report.console import console_table
+
+
+class LiveDisplay:
+    """Shows stage, step, how far it is and the time that is left; use it as a context manager.
+
+    Args:
+        console: where to print; a live bar if it is a terminal, else one line for each step.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._total = self._stage = 0
+        self._task = self._step = ""
+        self._begin = self._stage_begin = time.monotonic()
+        self._stage_seconds: list[float] = []
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[amount]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._bar = self._progress.add_task("starting", total=None, amount="", left="")
+
+    def __enter__(self) -> LiveDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def checking(self, what: str) -> None:
+        """Something is checked before the run."""
+        self._show(f"checking {what}")
+
+    def stage_begins(self, stage: int, task: str, total: int) -> None:
+        """A stage's job starts."""
+        self._stage, self._task, self._total = stage, task, total
+        self._stage_begin = time.monotonic()
+        self._step = ""
+        self._show(f"stage {stage}/{total} {task}: starting ranks")
+
+    def event(self, event: Event) -> None:
+        """A step got further."""
+        label = f"stage {event.stage}/{self._total} {self._task}: {event.step}"
+        if event.step != self._step:
+            self._step = event.step
+            self._show(label)
+        amount = f"{event.done}/{event.total}" if event.total else ""
+        self._progress.update(
+            self._bar, description=label, total=event.total or None, completed=event.done, amount=amount
+        )
+
+    def stage_ends(self, stage: int, metrics: dict[str, Any]) -> None:
+        """A stage is committed."""
+        seconds = time.monotonic() - self._stage_begin
+        if stage:
+            self._stage_seconds.append(seconds)
+        row = (metrics["matrix"][stage - 1] if stage else metrics["base_row"]) or []
+        scores = ", ".join(
+            f"{name} {value:.1f}" for name, value in zip(metrics["tasks"], row, strict=False) if value is not None
+        )
+        self._console.print(
+            f"stage {stage}/{self._total} {self._task} done in {_clock(seconds)}{self._left()}. {scores}",
+            highlight=False,
+        )
+
+    def finished(self, metrics: dict[str, Any]) -> None:
+        """The run is over: prints the accuracy matrix."""
+        self._progress.stop()
+        self._console.print(console_table(metrics))
+
+    def _left(self) -> str:
+        remaining = self._total - self._stage
+        if not remaining or not self._stage_seconds:
+            return ""
+        mean = sum(self._stage_seconds) / len(self._stage_seconds)
+        return f", about {_clock(mean * remaining)} left"
+
+    def _show(self, label: str) -> None:
+        if self._console.is_terminal:
+            self._progress.update(self._bar, description=label, total=None, completed=0, amount="", left=self._left())
+        else:
+            self._console.print(f"[{_clock(time.monotonic() - self._begin)}] {label}", markup=False, highlight=False)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

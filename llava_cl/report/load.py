@@ -1,0 +1,278 @@
+"""Read and validate what a run directory holds, into plain records for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+
+from llava_cl.errors import InputError
+
+Row = list[FiniteFloat | None]
+Record = TypeVar("Record", bound=BaseModel)
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class BaseModelInfo(_Schema):
+    """The pretrained model that the run started from."""
+
+    path: str
+    sha256: str
+
+
+class RunInfo(_Schema):
+    """run.json: what was asked for, on what."""
+
+    format: Literal[1]
+    name: str
+    started: datetime
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    base: BaseModelInfo
+    benchmark: str
+    method: str
+    tasks: list[str] = Field(min_length=1)
+    probes: list[str] = []
+    seed: int
+    ranks: PositiveInt
+
+
+class Probes(_Schema):
+    """Accuracy (percent) on the base model's own questions, one row for each of stages 0..t (1..t without a base)."""
+
+    names: list[str] = []
+    rows: list[Row] = []
+
+
+class LayerBasis(_Schema):
+    """One layer's basis after a stage: `columns` of the `of` input dimensions, `added` of them new."""
+
+    columns: NonNegativeInt
+    added: NonNegativeInt
+    of: PositiveInt
+    energy: FiniteFloat | None = None
+
+    @property
+    def fill(self) -> float:
+        """Share of the input space that the basis takes, 0 to 1."""
+        return self.columns / self.of
+
+
+class StageCost(_Schema):
+    """What one stage took: seconds of each step, peak memory in bytes, and the bases it left."""
+
+    stage: NonNegativeInt
+    task: str
+    seconds: dict[str, FiniteFloat] = {}
+    peak_memory_bytes: NonNegativeInt | None = None
+    basis: dict[str, LayerBasis] = {}
+
+
+class Metrics(_Schema):
+    """metrics.json: accuracies in percent, `matrix[stage][task]`, rows for the stages done so far."""
+
+    format: Literal[1]
+    tasks: list[str] = Field(min_length=1)
+    matrix: list[Row] = []
+    base_row: Row | None = None
+    strict_matrix: list[Row] | None = None
+    probes: Probes = Probes()
+    summary: dict[str, FiniteFloat | None] | None = None
+    majority: dict[str, FiniteFloat | None] = {}
+    stages: list[StageCost] = []
+
+    def shape_problems(self) -> list[str]:
+        """Every row whose length does not match its header, and every table with too many rows."""
+        width = len(self.tasks)
+        problems = []
+        tables = {"matrix": self.matrix, "strict_matrix": self.strict_matrix or []}
+        for name, rows in tables.items():
+            if len(rows) > width:
+                problems.append(f"field {name}: {len(rows)} rows for {width} tasks")
+            problems += _ragged(name, rows, width)
+        if self.base_row is not None:
+            problems += _ragged("base_row", [self.base_row], width)
+        if self.probes.rows and len(self.probes.rows) - len(self.matrix) not in (0, 1):
+            problems.append(f"field probes.rows: {len(self.probes.rows)} rows for {len(self.matrix)} stages")
+        return problems + _ragged("probes.rows", self.probes.rows, len(self.probes.names))
+
+
+class TaskScore(_Schema):
+    """The scores of one task after one stage, in percent."""
+
+    scorer: str
+    score: FiniteFloat | None
+    strict_score: FiniteFloat | None = None
+    items: NonNegativeInt
+    metrics: dict[str, FiniteFloat | None] = {}
+
+
+class StageScores(_Schema):
+    """scores.json of one stage."""
+
+    scores: dict[str, TaskScore]
+
+
+class _LogLine(_Schema):
+    step: NonNegativeInt
+    loss: float
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage that has a folder: its number (0 = the untouched base) and its losses by step."""
+
+    number: int
+    committed: bool
+    losses: dict[int, float]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All the report needs of one run; `scores` are those of stage `scores_stage`, the latest scored."""
+
+    directory: Path
+    run: RunInfo
+    metrics: Metrics
+    stages: dict[int, StageRecord]
+    scores: dict[str, TaskScore]
+    scores_stage: int | None
+
+    @property
+    def done(self) -> int:
+        """How many tasks the run has learned and committed."""
+        return sum(stage.committed for stage in self.stages.values() if stage.number > 0)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every task of the stream is learned and committed."""
+        return self.done == len(self.run.tasks)
+
+    @property
+    def current(self) -> int | None:
+        """The stage that is under way (0 = the zero-shot stage), None between stages and at the end."""
+        return next((number for number, stage in sorted(self.stages.items()) if not stage.committed), None)
+
+    @property
+    def state(self) -> str:
+        """Where the run stands, in words: for example "stage 3 of 6 under way"."""
+        total = len(self.run.tasks)
+        if self.current == 0:
+            return "zero-shot evaluation under way"
+        if self.current is not None:
+            return f"stage {self.current} of {total} under way"
+        if self.done == 0:
+            return f"no stage of {total} done yet"
+        return f"complete, {total} stages" if self.complete else f"stage {self.done} of {total} done"
+
+
+def load_run(run_dir: Path) -> RunRecord:
+    """Read a run directory, finished or not.
+
+    Only `run.json` has to exist; `metrics.json` and the stages' files are read where they are.
+
+    Raises:
+        InputError: a file is missing or does not follow its schema; every problem names its file.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / "run.json").is_file():
+        raise InputError(f"{run_dir} is not a run directory: it has no run.json. Give the --output of a run.")
+    problems: list[str] = []
+    run = _collect(RunInfo, run_dir / "run.json", problems)
+    metrics = None
+    if (run_dir / "metrics.json").exists():
+        metrics = _collect(Metrics, run_dir / "metrics.json", problems)
+    elif run is not None:
+        metrics = Metrics(format=1, tasks=run.tasks)
+    if run is None or metrics is None:
+        raise InputError(*problems)
+    problems += [f"{run_dir / 'metrics.json'}: {problem}" for problem in metrics.shape_problems()]
+    if metrics.tasks != run.tasks:
+        problems.append(f"{run_dir / 'metrics.json'}: field tasks: not the tasks of run.json; remove the file")
+
+    stages = {}
+    scores_path: Path | None = None
+    scores_stage = None
+    for number in range(len(run.tasks) + 1):
+        folders = sorted(path for path in (run_dir / "stages").glob(f"{number:02d}-*") if path.is_dir())
+        if len(folders) > 1:
+            names = ", ".join(folder.name for folder in folders)
+            problems.append(f"{run_dir / 'stages'}: stage {number} has several folders ({names}); keep one")
+        if len(folders) != 1:
+            continue
+        folder = folders[0]
+        losses = _read_losses(folder / "train_log.jsonl", problems)
+        stages[number] = StageRecord(number, (folder / "stage.json").is_file(), losses)
+        if (folder / "scores.json").exists():
+            scores_path, scores_stage = folder / "scores.json", number
+    scores = _collect(StageScores, scores_path, problems) if scores_path else None
+    if problems:
+        raise InputError(*problems)
+    return RunRecord(run_dir, run, metrics, stages, scores.scores if scores else {}, scores_stage)
+
+
+def parse_metrics(metrics: Metrics | Mapping[str, Any]) -> Metrics:
+    """Validate the content of a metrics.json.
+
+    Raises:
+        InputError: it does not follow the schema.
+    """
+    try:
+        parsed = Metrics.model_validate(metrics)
+    except ValidationError as error:
+        raise InputError(*_problems(error, "metrics")) from error
+    if problems := parsed.shape_problems():
+        raise InputError(*(f"metrics: {problem}" for problem in problems))
+    return parsed
+
+
+def _collect(schema: type[Record], path: Path, problems: list[str]) -> Record | None:
+    try:
+        return schema.model_validate_json(path.read_bytes())
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror}")
+    except ValidationError as error:
+        problems += _problems(error, str(path))
+    return None
+
+
+def _problems(error: ValidationError, where: str) -> list[str]:
+    return [
+        f"{where}: {_field(detail['loc'])}{detail['msg'][:1].lower()}{detail['msg'][1:]}"
+        for detail in error.errors(include_url=False)
+    ]
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    return f"field {'.'.join(map(str, location))}: " if location else ""
+
+
+def _ragged(name: str, rows: list[Row], width: int) -> list[str]:
+    return [
+        f"field {name}.{index}: {len(row)} values for {width} columns"
+        for index, row in enumerate(rows)
+        if len(row) != width
+    ]
+
+
+def _read_losses(path: Path, problems: list[str]) -> dict[int, float]:
+    """Loss by step. A last line without its newline is still being written, and waits for the next report."""
+    if not path.exists():
+        return {}
+    losses: dict[int, float] = {}
+    *lines, _unfinished = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = _LogLine.model_validate_json(line)
+        except ValidationError as error:
+            problems += _problems(error, f"{path}, line {number}")
+            break
+        losses[entry.step] = entry.loss
+    return dict(sorted(losses.items()))

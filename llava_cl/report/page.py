@@ -1,0 +1,170 @@
+"""The page of one run: `write_report` reads a run directory, finished or not, and writes `report/`."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from llava_cl.report.basis import basis_panels
+from llava_cl.report.curves import columns_over_stages, loss_panel, stage_panels
+from llava_cl.report.document import document, panels, section
+from llava_cl.report.figures import write_figures
+from llava_cl.report.heatmap import accuracy_table
+from llava_cl.report.load import RunRecord, load_run
+from llava_cl.report.tables import cost_table, metrics_table, score_table, settings_table
+from llava_cl.report.text import duration, mean, metric, percent, signed
+from llava_cl.store import write_text
+
+TILES = {"MFN": "mean accuracy (MFN)", "BWT": "backward transfer (BWT)", "Transfer": "before learning (Transfer)"}
+
+
+def write_report(run_dir: Path) -> Path:
+    """(Re)write `run_dir/report`: `index.html`, and the accuracy matrix and curves as PNG and PDF.
+
+    Works at any time of a run; a section whose data is not there yet is left out.
+
+    Returns:
+        The path of `index.html`.
+
+    Raises:
+        InputError: a file of the run is missing or does not follow its schema.
+    """
+    record = load_run(Path(run_dir))
+    page = record.directory / "report" / "index.html"
+    write_text(page, render_page(record))
+    write_figures(record.metrics, page.parent)
+    return page
+
+
+def render_page(record: RunRecord) -> str:
+    """The whole page as HTML."""
+    parts = (_headline, _accuracy, _metrics, _curves, _retention, _bases, _losses, _costs, _settings)
+    return document(f"{record.run.name}: {record.state}", "".join(part(record) for part in parts))
+
+
+def _headline(record: RunRecord) -> str:
+    run = record.run
+    pips = "".join(
+        f'<li class="{_progress(record, number)}" title="{escape(task)}"><span>{number}</span> {escape(task)}</li>'
+        for number, task in enumerate(run.tasks, start=1)
+    )
+    facts = (
+        f"base {Path(run.base.path).name}, sha256 {run.base.sha256[:12]}",
+        f"seed {run.seed}",
+        f"{run.ranks} rank{'s' if run.ranks > 1 else ''}",
+        f"started {run.started:%Y-%m-%d %H:%M}",
+    )
+    state = record.state[0].upper() + record.state[1:]
+    return (
+        f'<header><p class="over">{escape(run.method)} on {escape(run.benchmark)}</p>'
+        f'<h1>{escape(run.name)}</h1><p class="state">{escape(state)}</p><ol class="pips">{pips}</ol>'
+        f'{_tiles(record)}<p class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in facts)}</p>'
+        "</header>\n"
+    )
+
+
+def _progress(record: RunRecord, number: int) -> str:
+    stage = record.stages.get(number)
+    if stage is None:
+        return "ahead"
+    return "done" if stage.committed else "underway"
+
+
+def _tiles(record: RunRecord) -> str:
+    summary, probes = record.metrics.summary or {}, record.metrics.probes.rows
+    tiles: dict[str, str] = {}
+    if not summary and record.metrics.matrix:
+        stages = len(record.metrics.matrix)
+        tiles["mean accuracy of the tasks seen"] = percent(mean(record.metrics.matrix[-1][:stages]), 2)
+    tiles |= {text: metric(name, summary[name]) for name, text in TILES.items() if summary.get(name) is not None}
+    if len(probes) > 1:
+        before, now = mean(probes[0]), mean(probes[-1])
+        if before is not None and now is not None:
+            tiles["on the base's own questions"] = signed(now - before, 2)
+    drawn = "".join(f"<div><dt>{escape(text)}</dt><dd>{value}</dd></div>" for text, value in tiles.items())
+    return f'<dl class="tiles">{drawn}</dl>' if drawn else ""
+
+
+def _accuracy(record: RunRecord) -> str:
+    metrics = record.metrics
+    majority = metrics.majority if any(share is not None for share in metrics.majority.values()) else None
+    note = (
+        "Percent on every task (columns) after every stage (rows); below the diagonal, in small, "
+        "the change since the task was learned."
+    )
+    if majority:
+        note += " Majority: the share of the most frequent answer."
+    body = accuracy_table(metrics.tasks, metrics.matrix, metrics.base_row, majority)
+    if metrics.strict_matrix and metrics.strict_matrix != metrics.matrix:
+        body += _fold("Strict scoring", accuracy_table(metrics.tasks, metrics.strict_matrix))
+    if record.scores:
+        name = f"Scores after stage {record.scores_stage}" if record.scores_stage else "Scores of the base"
+        order = [task for task in (*metrics.tasks, *record.run.probes) if task in record.scores]
+        body += _fold(name, score_table({task: record.scores[task] for task in order}))
+    return section("Accuracy", body, note)
+
+
+def _metrics(record: RunRecord) -> str:
+    if not record.metrics.summary:
+        return ""
+    return section("Metrics", metrics_table(record.metrics.summary))
+
+
+def _curves(record: RunRecord) -> str:
+    metrics = record.metrics
+    first = 1 if metrics.base_row is None else 0
+    rows = metrics.matrix if metrics.base_row is None else [metrics.base_row, *metrics.matrix]
+    if not rows:
+        return ""
+    lines = columns_over_stages(rows, first)
+    drawn = stage_panels(metrics.tasks, lines, (first, len(metrics.tasks)), "tasks", learned=True)
+    note = "Every task's accuracy by stage, dashed until the task is learned; the other tasks are faint."
+    return section("Through the stages", drawn, note)
+
+
+def _retention(record: RunRecord) -> str:
+    probes = record.metrics.probes
+    if not probes.rows or not probes.names:
+        return ""
+    first = len(record.metrics.matrix) + 1 - len(probes.rows)
+    lines = columns_over_stages(probes.rows, first)
+    drawn = stage_panels(probes.names, lines, (0, len(record.run.tasks)), "probes")
+    return section("What the base knew", drawn, "Accuracy by stage on the base model's own questions.")
+
+
+def _bases(record: RunRecord) -> str:
+    drawn = basis_panels(record.metrics.stages)
+    note = "Share of each layer's input space that is protected: blocks across, stages down, means at the right."
+    return section("Basis", panels(drawn), note) if drawn else ""
+
+
+def _losses(record: RunRecord) -> str:
+    drawn = [
+        loss_panel(f"{number} {record.run.tasks[number - 1]}", stage.losses)
+        for number, stage in record.stages.items()
+        if number > 0 and stage.losses
+    ]
+    note = "By step, each stage on its own scale; the last value in numbers."
+    return section("Training loss", panels(drawn), note) if drawn else ""
+
+
+def _costs(record: RunRecord) -> str:
+    stages = [stage for stage in record.metrics.stages if stage.seconds or stage.peak_memory_bytes]
+    if not stages:
+        return ""
+    total = sum(sum(stage.seconds.values()) for stage in stages)
+    return section("Time and memory", cost_table(stages), f"{duration(total)} in all.")
+
+
+def _settings(record: RunRecord) -> str:
+    run = record.run
+    blocks = {
+        "Configuration": run.config,
+        "Environment": run.environment,
+        "Base model": {"path": run.base.path, "sha256": run.base.sha256},
+    }
+    return section("Settings", "".join(_fold(name, settings_table(block)) for name, block in blocks.items()))
+
+
+def _fold(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"

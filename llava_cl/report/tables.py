@@ -1,0 +1,88 @@
+"""Plain HTML tables: metrics, scores, costs, and nested settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from llava_cl.report.load import StageCost, TaskScore
+from llava_cl.report.text import METRICS, MISSING, duration, memory, metric, percent
+
+STEPS = ("load", "measure", "initialise", "train", "protect", "evaluate", "score")
+"""The steps of a stage in the order they run; further ones follow by name."""
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[str], style: str = "") -> str:
+    """A table that scrolls sideways where it must; `columns` are escaped, `rows` are HTML."""
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    head = f"<thead><tr>{heads}</tr></thead>" if columns else ""
+    body = f"<tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll"><table class="plain {style}">{head}{body}</table></div>'
+
+
+def metrics_table(summary: Mapping[str, float | None]) -> str:
+    """Every summary metric with its value and its definition in one line."""
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th><td class="number">{metric(name, summary.get(name))}</td>'
+        f"<td>{escape(meaning)}</td></tr>"
+        for name, meaning in METRICS.items()
+    ]
+    return plain_table((), rows, "metrics")
+
+
+def score_table(scores: Mapping[str, TaskScore]) -> str:
+    """Score, strict score, number of questions, scorer and further metrics of each task."""
+    rows = []
+    for task, score in scores.items():
+        parts = ", ".join(f"{name} {percent(value, 2)}" for name, value in score.metrics.items())
+        numbers = [percent(score.score, 2), percent(score.strict_score, 2), str(score.items)]
+        cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
+        texts = f"<td>{escape(score.scorer)}</td><td>{escape(parts)}</td>"
+        rows.append(f'<tr><th scope="row">{escape(task)}</th>{cells}{texts}</tr>')
+    return plain_table(("task", "score", "strict", "questions", "scorer", "parts"), rows)
+
+
+def cost_table(stages: Sequence[StageCost]) -> str:
+    """Seconds of every step and peak memory of every stage, with bars on one scale for each of the two."""
+    found = {step for stage in stages for step in stage.seconds}
+    steps = [step for step in STEPS if step in found] + sorted(found.difference(STEPS))
+    longest = max((value for stage in stages for value in stage.seconds.values()), default=0.0)
+    largest = max((stage.peak_memory_bytes or 0 for stage in stages), default=0)
+    rows = []
+    for stage in stages:
+        times = "".join(_time_cell(stage.seconds.get(step), longest) for step in steps)
+        total = duration(sum(stage.seconds.values()))
+        peak = _bar_cell(memory(stage.peak_memory_bytes), stage.peak_memory_bytes or 0, largest)
+        rows.append(
+            f'<tr><th scope="row">{stage.stage} {escape(stage.task)}</th>{times}'
+            f'<td class="number total">{total}</td>{peak}</tr>'
+        )
+    return plain_table(("stage", *steps, "total", "peak memory"), rows, "cost")
+
+
+def settings_table(settings: Mapping[str, Any]) -> str:
+    """A nested mapping as one row per leaf, keys joined by dots."""
+    rows = [f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in _leaves(settings)]
+    return plain_table((), rows, "settings")
+
+
+def _time_cell(seconds: float | None, longest: float) -> str:
+    if seconds is None:
+        return f'<td class="number">{MISSING}</td>'
+    return _bar_cell(duration(seconds), seconds, longest)
+
+
+def _bar_cell(text: str, value: float, longest: float) -> str:
+    width = 100 * value / longest if longest > 0 else 0.0
+    return f'<td class="number">{escape(text)}<i class="bar" style="width:{width:.1f}%"></i></td>'
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

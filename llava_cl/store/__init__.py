@@ -1,0 +1,19 @@
+"""What a run keeps on disk: atomic files, hashes, tensors, and the run directory with its manifests."""
+
+from llava_cl.store.files import file_hash, read_json, read_jsonl, write_json, write_jsonl, write_text
+from llava_cl.store.run_directory import RunDirectory, StageDirectory
+from llava_cl.store.tensors import load_tensors, load_tensors_metadata, save_tensors
+
+__all__ = [
+    "RunDirectory",
+    "StageDirectory",
+    "file_hash",
+    "load_tensors",
+    "load_tensors_metadata",
+    "read_json",
+    "read_jsonl",
+    "save_tensors",
+    "write_json",
+    "write_jsonl",
+    "write_text",
+]

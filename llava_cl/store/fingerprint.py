@@ -1,0 +1,31 @@
+"""Fingerprints of what a run depends on: the base model's files and the benchmark's data files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from llava_cl.errors import InputError
+from llava_cl.store.files import file_hash
+
+_MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".bin"}
+
+
+def fingerprint_files(files: Iterable[Path], root: Path) -> dict[str, str]:
+    """SHA-256 of each file, keyed by its path relative to `root`.
+
+    Raises:
+        InputError: files that do not exist, all named.
+    """
+    files = sorted(files)
+    missing = [f"{file}: does not exist." for file in files if not file.is_file()]
+    if missing:
+        raise InputError(*missing)
+    return {str(file.relative_to(root)): file_hash(file) for file in files}
+
+
+def fingerprint_model(path: Path) -> str:
+    """One SHA-256 over the names and hashes of a checkpoint folder's files."""
+    hashes = fingerprint_files((f for f in path.iterdir() if f.suffix in _MODEL_SUFFIXES), path)
+    return hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()

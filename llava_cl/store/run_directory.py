@@ -1,0 +1,167 @@
+"""The run directory: its layout, and the manifests that say what in it is complete.
+
+A step of a stage is complete when its record `steps/<step>.json` exists and the files it names still have
+the recorded hashes; a stage is committed when `stage.json` exists. Both are written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llava_cl.errors import InputError
+from llava_cl.store.files import file_hash, read_json, write_json
+
+FORMAT = 1
+
+
+class StageDirectory:
+    """One stage's files below `stages/`. Stage 0 is the untouched base model."""
+
+    def __init__(self, path: Path, stage: int, task: str) -> None:
+        self.path = path
+        self.stage = stage
+        self.task = task
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the stage's adapter in PEFT's layout."""
+        return self.path / "adapter"
+
+    @property
+    def initial_factors(self) -> Path:
+        """LoRA factors before training."""
+        return self.path / "initial_factors.safetensors"
+
+    @property
+    def subspace(self) -> Path:
+        """The columns that this stage added to the basis of each layer, `[in, j]` fp32."""
+        return self.path / "subspace.safetensors"
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of the raw predictions, one JSON Lines file a task."""
+        return self.path / "predictions"
+
+    @property
+    def scores(self) -> Path:
+        """Scores of all tasks evaluated at this stage."""
+        return self.path / "scores.json"
+
+    @property
+    def train_log(self) -> Path:
+        """Loss and learning rate of every optimizer step."""
+        return self.path / "train_log.jsonl"
+
+    @property
+    def timings(self) -> Path:
+        """Seconds of every step and the peak memory."""
+        return self.path / "timings.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Scratch folder of the Trainer's resume points, removed when training is complete."""
+        return self.path / "checkpoints"
+
+    @property
+    def manifest(self) -> Path:
+        """`stage.json`, whose existence means that the stage is committed."""
+        return self.path / "stage.json"
+
+    def _record(self, step: str) -> Path:
+        return self.path / "steps" / f"{step}.json"
+
+    def step_done(self, step: str) -> bool:
+        """Whether a step is complete and its files are as recorded.
+
+        Raises:
+            InputError: the step was recorded but a file is missing or has changed since.
+        """
+        record = self._record(step)
+        if not record.is_file():
+            return False
+        for name, digest in read_json(record)["files"].items():
+            file = self.path / name
+            if not file.is_file() or file_hash(file) != digest:
+                state = "has changed since it was recorded" if file.is_file() else "is missing"
+                raise InputError(
+                    f"{file}: {state}. Restore it, or move {self.path} away to redo stage {self.stage} "
+                    "and all later ones."
+                )
+        return True
+
+    def record_step(self, step: str, files: Iterable[Path], **facts: Any) -> None:
+        """Declares a step complete; call it after its files are written."""
+        hashes = {str(file.relative_to(self.path)): file_hash(file) for file in sorted(files)}
+        write_json(self._record(step), {"format": FORMAT, "step": step, "files": hashes, **facts})
+
+    def step_facts(self, step: str) -> dict[str, Any]:
+        """The facts recorded with a complete step."""
+        return dict(read_json(self._record(step)))
+
+    def commit(self, **facts: Any) -> None:
+        """Writes `stage.json` with the hashes of all recorded files."""
+        files: dict[str, str] = {}
+        for record in sorted((self.path / "steps").glob("*.json")):
+            files.update(read_json(record)["files"])
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        content = {"format": FORMAT, "stage": self.stage, "task": self.task, "files": files, **facts}
+        write_json(self.manifest, content)
+
+    @property
+    def committed(self) -> bool:
+        """Whether the stage is complete."""
+        return self.manifest.is_file()
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, path: Path, tasks: Iterable[str]) -> None:
+        self.path = path
+        self._tasks = tuple(tasks)
+
+    @property
+    def manifest(self) -> Path:
+        """`run.json`: resolved configuration, environment, fingerprints."""
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """`metrics.json`: matrix, summary, and per stage seconds, memory and basis sizes."""
+        return self.path / "metrics.json"
+
+    @property
+    def matrix(self) -> Path:
+        """`accuracy_matrix.csv`."""
+        return self.path / "accuracy_matrix.csv"
+
+    def stage(self, number: int) -> StageDirectory:
+        """Directory of a stage: 0 is the base model, 1..T the tasks."""
+        task = "base" if number == 0 else self._tasks[number - 1]
+        return StageDirectory(self.path / "stages" / f"{number:02d}-{task}", number, task)
+
+    def stages(self) -> list[StageDirectory]:
+        """All stages 1..T, committed or not."""
+        return [self.stage(number) for number in range(1, len(self._tasks) + 1)]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run directory, so that no second process works on it.
+
+        Raises:
+            InputError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"{self.path}: another run is working on this directory; wait for it or give another --output."
+                ) from error
+            yield

@@ -1,0 +1,54 @@
+"""Tensors on disk: safetensors files whose bytes depend on their content alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from llava_cl.errors import InputError
+from llava_cl.store.files import atomic_path
+
+_METADATA = "llava_cl"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+    """Writes tensors atomically, with metadata as one JSON string.
+
+    One metadata entry, because safetensors writes several in an order that changes from process to process.
+    """
+    on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(on_cpu, temporary, metadata={_METADATA: json.dumps(dict(metadata), sort_keys=True)})
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as stream:
+            yield stream
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}).") from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Reads all tensors and the metadata of a file written by `save_tensors`.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    with _opened(path) as stream:
+        metadata = json.loads((stream.metadata() or {}).get(_METADATA, "{}"))
+        return {name: stream.get_tensor(name) for name in stream.keys()}, metadata  # noqa: SIM118
+
+
+def load_tensors_metadata(path: Path) -> dict[str, Any]:
+    """Reads the metadata alone."""
+    with _opened(path) as stream:
+        return dict(json.loads((stream.metadata() or {}).get(_METADATA, "{}")))

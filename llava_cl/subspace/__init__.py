@@ -1,0 +1,13 @@
+"""Subspaces of a weight's input space: bases, residual directions and minor directions.
+
+Pure functions on tensors: no model, no file, no process group. Every function takes any floating dtype,
+computes in float64, whatever the TF32 and autocast settings are, and returns float32 on the device of its
+input. The result is deterministic, and the sign of a direction is fixed: its entry of largest magnitude is
+positive, so that inputs which differ by rounding give the same directions.
+"""
+
+from llava_cl.subspace.bases import expand_basis, principal_basis
+from llava_cl.subspace.minor import minor_basis
+from llava_cl.subspace.residual import ResidualDirections, residual_directions
+
+__all__ = ["ResidualDirections", "expand_basis", "minor_basis", "principal_basis", "residual_directions"]

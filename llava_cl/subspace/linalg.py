@@ -1,0 +1,133 @@
+"""The decompositions that the subspace functions share, in float64.
+
+A full SVD of a 4096 x 11008 weight is needlessly slow: the eigenvectors of its smaller Gram matrix are the
+same directions. A Gram matrix squares the condition number, which costs accuracy for the small directions
+only. So directions are taken in levels: those within `LEVEL_RANGE` of the largest are accurate and are
+kept; the rest are found again from what remains after these have been projected out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+LEVEL_RANGE = 1e-3
+"""Ratio of the smallest to the largest singular value that one Gram matrix is trusted with."""
+
+NOISE_FLOOR = torch.finfo(torch.float32).eps
+"""Singular values below this fraction of the Frobenius norm are rounding of the float32 input."""
+
+ENERGY_ROUNDING = 1e-12
+"""An energy fraction short of the threshold by less than this has reached it: float64 sums round."""
+
+LOST_ORTHONORMALITY = 1e-3
+"""A basis that leaves more than this fraction of a matrix behind when it is projected out is refused."""
+
+
+def checked_matrix(name: str, matrix: Tensor) -> Tensor:
+    """A float64 copy of `matrix`.
+
+    Raises:
+        ValueError: it is not a two-dimensional floating tensor, or holds NaN or infinite values.
+    """
+    if matrix.ndim != 2 or not matrix.is_floating_point():
+        raise ValueError(f"{name} must be a floating point matrix, but is {matrix.dtype} of shape {list(matrix.shape)}")
+    bad = int((~torch.isfinite(matrix)).sum())
+    if bad:
+        raise ValueError(f"{name} of shape {list(matrix.shape)} holds {bad} NaN or infinite values")
+    return matrix.detach().to(torch.float64)
+
+
+def checked_basis(basis: Tensor, features: int, other: str) -> Tensor:
+    """A float64 copy of `basis` `[in, k]`, which must have `features` rows like the matrix called `other`."""
+    basis64 = checked_matrix("basis", basis)
+    if basis64.shape[0] != features or basis64.shape[1] > features:
+        raise ValueError(
+            f"basis must be [in, k] with in = {features} as in {other} and k <= in, but is {list(basis64.shape)}"
+        )
+    return basis64
+
+
+def checked_energy(energy: float) -> float:
+    """The energy threshold, a positive fraction; 1 or more asks for every direction above rounding."""
+    if not 0 < energy < float("inf"):
+        raise ValueError(f"energy must be a positive fraction, but is {energy}")
+    return energy
+
+
+def project_out(matrix: Tensor, basis: Tensor) -> Tensor:
+    """`matrix` `[in, n]` without its part in the span of `basis` `[in, k]`, both float64.
+
+    Projecting twice removes what one pass leaves when the columns, rounded to float32, are orthonormal to
+    1e-7 only.
+
+    Raises:
+        ValueError: the columns of `basis` are not orthonormal.
+    """
+    residual = matrix - basis @ (basis.T @ matrix)
+    left_behind = basis.T @ residual
+    if left_behind.norm() > LOST_ORTHONORMALITY * matrix.norm():
+        raise ValueError(
+            f"the columns of the basis {list(basis.shape)} are not orthonormal: projecting it out leaves "
+            f"{float(left_behind.norm() / matrix.norm()):.1e} of the matrix inside its span"
+        )
+    return residual - basis @ left_behind
+
+
+def leading_directions(matrix: Tensor, floor: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """The left singular vectors of `matrix` `[in, n]` (float64), largest first, in blocks.
+
+    Args:
+        matrix: float64.
+        floor: singular values up to this absolute size are treated as zero and end the iteration.
+
+    Yields:
+        `(vectors, values)`: `[in, m]` with orthonormal columns, orthogonal to all earlier blocks, and `[m]`.
+        Work is done only for the blocks that are asked for.
+    """
+    while matrix.numel():
+        vectors, values = _largest_directions(matrix, floor)
+        if not len(values):
+            return
+        yield vectors, values
+        matrix = project_out(matrix, vectors)
+
+
+def _largest_directions(matrix: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    features, columns = matrix.shape
+    wide = features <= columns
+    gram = matrix @ matrix.T if wide else matrix.T @ matrix
+    eigenvalues, eigenvectors = torch.linalg.eigh(gram)
+    values = eigenvalues.flip(0).clamp(min=0).sqrt()
+    keep = int((values > max(floor, LEVEL_RANGE * float(values[0]))).sum())
+    vectors = eigenvectors.flip(1)[:, :keep]
+    values = values[:keep]
+    if not wide:
+        vectors = matrix @ vectors
+        values = vectors.norm(dim=0)
+        vectors = vectors / values
+    return with_fixed_signs(vectors), values
+
+
+def with_fixed_signs(vectors: Tensor) -> Tensor:
+    """`vectors` `[in, k]`, each column turned so that its entry of largest magnitude is positive."""
+    if not vectors.numel():
+        return vectors
+    largest = vectors.abs().argmax(dim=0, keepdim=True)
+    return vectors * vectors.gather(0, largest).sign()
+
+
+def completing_directions(basis: Tensor, count: int) -> Tensor:
+    """`count` orthonormal columns orthogonal to the orthonormal `basis` `[in, k]`, for `count <= in - k`.
+
+    Each is the unit vector that lies farthest outside the span so far, projected out of it.
+    """
+    for _ in range(count):
+        outside = 1 - basis.square().sum(dim=1)
+        unit = torch.zeros(basis.shape[0], 1, dtype=basis.dtype, device=basis.device)
+        unit[outside.argmax()] = 1
+        direction = project_out(unit, basis)
+        basis = torch.cat([basis, direction / direction.norm()], dim=1)
+    return basis[:, basis.shape[1] - count :]

@@ -1,0 +1,83 @@
+"""The strongest gradient directions outside a basis: where the next adapter may learn."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from llava_cl.subspace.linalg import (
+    NOISE_FLOOR,
+    checked_basis,
+    checked_matrix,
+    completing_directions,
+    leading_directions,
+    project_out,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class ResidualDirections(NamedTuple):
+    """A rank-r factorisation `b @ a` of a projected gradient, float32.
+
+    Attributes:
+        a: `[rank, in]`, orthonormal rows, orthogonal to the basis, largest singular value first.
+        b: `[out, rank]`, orthogonal columns, each as long as its singular value.
+        singular_values: `[rank]`, descending.
+    """
+
+    a: Tensor
+    b: Tensor
+    singular_values: Tensor
+
+
+@torch.no_grad()
+def residual_directions(gradient: Tensor, basis: Tensor | None, rank: int) -> ResidualDirections:
+    """The best rank-`rank` approximation of the gradient's part outside a basis (KeepLoRA, ICLR 2026).
+
+    With U the basis, it is the truncated singular value decomposition of `gradient (I - U U^T)`, exact and
+    not sketched. Where that has fewer than `rank` directions, as for an all-zero gradient, `a` is filled up
+    with other orthonormal rows orthogonal to the basis, and `b` and `singular_values` are zero there.
+
+    Where the basis leaves fewer than `rank` dimensions, the rows of `a` beyond them are zero, with a warning
+    in the log: as the frozen half of an adapter they learn nothing and disturb nothing that the basis
+    protects, so that a long stream goes on at a smaller effective rank.
+
+    Args:
+        gradient: `[out, in]`, any floating dtype.
+        basis: `[in, k]` with orthonormal columns, or `None` for an empty one.
+        rank: number of directions, from 1.
+
+    Raises:
+        ValueError: `rank` below 1, shapes that do not agree, a basis that is not orthonormal, or NaN or
+            infinite values.
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, but is {rank}")
+    gradient64 = checked_matrix("gradient", gradient)
+    features = gradient64.shape[1]
+    old = gradient64.new_zeros(features, 0) if basis is None else checked_basis(basis, features, "gradient")
+    room = features - old.shape[1]
+    if room < rank:
+        logger.warning(
+            "a basis of %d directions leaves %d of %d: %d rows of the adapter are zero",
+            old.shape[1],
+            room,
+            features,
+            rank - room,
+        )
+    residual = project_out(gradient64.T, old)
+    floor = NOISE_FLOOR * float(gradient64.norm())
+    found = old.new_zeros(features, 0)
+    for vectors, _ in leading_directions(residual, floor):
+        found = torch.cat([found, vectors[:, : min(rank, room) - found.shape[1]]], dim=1)
+        if found.shape[1] == min(rank, room):
+            break
+    b = pad(residual.T @ found, (0, rank - found.shape[1]))
+    filling = completing_directions(torch.cat([old, found], dim=1), min(rank, room) - found.shape[1])
+    a = pad(torch.cat([found, filling], dim=1), (0, max(rank - room, 0))).T.contiguous()
+    return ResidualDirections(a=a.float(), b=b.float(), singular_values=b.norm(dim=0).float())

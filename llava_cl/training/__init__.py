@@ -1,0 +1,1 @@
+"""Training a stage: statistics of frozen weights, LoRA adapters, and the Trainer over DeepSpeed."""

@@ -1,0 +1,276 @@
+"""Training of one stage: a Trainer whose result does not depend on how many ranks share the global batch.
+
+The loss of an optimizer step is the mean over all supervised tokens of its global batch, over ranks and
+accumulation steps. The samples of each global batch are drawn without regard to the number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llava_cl.config import RunConfig, TrainingConfig
+from llava_cl.data import GlobalBatchSampler
+from llava_cl.distributed import World
+from llava_cl.errors import RunError
+from llava_cl.store import read_json, write_json
+
+_COMPLETE = "complete.json"
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Hyper-parameters of one stage's training, resolved for its task."""
+
+    epochs: int
+    learning_rate: float
+    seed: int
+
+    @classmethod
+    def of(cls, config: RunConfig, stage: int, seed: int) -> TrainingPlan:
+        """The plan of a stage."""
+        task = config.task(stage).name
+        return cls(config.epochs(task), config.learning_rate(task), seed)
+
+
+def deepspeed_config(path: Path | None, device: torch.device) -> dict[str, Any] | None:
+    """The DeepSpeed configuration of a file, with what a CPU needs changed; None without a file.
+
+    Raises:
+        InputError: the file is missing or not JSON.
+    """
+    if path is None:
+        return None
+    content = read_json(path)
+    if device.type == "cpu":
+        zero = content.setdefault("zero_optimization", {})
+        zero["overlap_comm"] = False
+        if zero.get("reduce_bucket_size") == "auto":
+            zero["reduce_bucket_size"] = 5_000_000
+        content.setdefault("zero_force_ds_cpu_optimizer", False)
+    return dict(content)
+
+
+def zero_stage(deepspeed: dict[str, Any] | None) -> int:
+    """The ZeRO stage of a DeepSpeed configuration, 0 without one."""
+    return int((deepspeed or {}).get("zero_optimization", {}).get("stage", 0))
+
+
+class _EpochLoader(DataLoader):
+    """A loader over the rank's own batches that hands the epoch to its batch sampler."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before every epoch."""
+        self.batch_sampler.set_epoch(epoch)
+
+
+class StageTrainer(Trainer):
+    """The Trainer over our own sampler, with one learning rate for adapters and one for the projector."""
+
+    def __init__(
+        self,
+        *,
+        model: PeftModel,
+        args: TrainingArguments,
+        dataset: Dataset,
+        sampler: GlobalBatchSampler,
+        collate: Callable[..., Any],
+        projector_learning_rate: float | None,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
+        # PEFT's wrapper hides the argument `num_items_in_batch` of the model's forward.
+        self.model_accepts_loss_kwargs = True
+        self._sampler = sampler
+        self._projector_learning_rate = projector_learning_rate
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This rank's micro-batches; not prepared by accelerate, which would share them out again."""
+        return _EpochLoader(
+            self.train_dataset,
+            batch_sampler=self._sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
+        )
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over two groups: adapters at the stage's learning rate, the projector at its own."""
+        if self.optimizer is None:
+            adapters, projector = [], []
+            for name, parameter in (model or self.model).named_parameters():
+                if parameter.requires_grad:
+                    (projector if "modules_to_save" in name.split(".") else adapters).append(parameter)
+            groups: list[dict[str, Any]] = [{"params": adapters, "lr": self.args.learning_rate}]
+            if projector:
+                groups.append({"params": projector, "lr": self._projector_learning_rate})
+            self.optimizer = torch.optim.AdamW(
+                groups,
+                lr=self.args.learning_rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                weight_decay=self.args.weight_decay,
+            )
+        return self.optimizer
+
+
+class _Watch(TrainerCallback):
+    """Reports progress, stops on a loss that is not finite, and marks resume points complete."""
+
+    def __init__(self, progress: Callable[[int, int], None], world: World) -> None:
+        self._progress = progress
+        self._world = world
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._progress(state.global_step, state.max_steps)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise RunError(f"the training loss is {loss} at step {state.global_step}; lower the learning rate.")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._world.size > 1:
+            dist.barrier()
+        if self._world.is_main:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(folder / _COMPLETE, {"ranks": self._world.size, "zero": _zero_of(args)})
+
+
+def _zero_of(args: TrainingArguments) -> int:
+    return zero_stage(args.deepspeed if isinstance(args.deepspeed, dict) else None)
+
+
+def resume_point(folder: Path, world: World, zero: int) -> Path | None:
+    """The newest complete checkpoint of the same number of ranks and ZeRO stage, or None."""
+    found = []
+    for mark in folder.glob(f"checkpoint-*/{_COMPLETE}"):
+        facts = read_json(mark)
+        if facts == {"ranks": world.size, "zero": zero}:
+            found.append((int(mark.parent.name.rpartition("-")[2]), mark.parent))
+    return max(found)[1] if found else None
+
+
+def training_arguments(
+    training: TrainingConfig,
+    plan: TrainingPlan,
+    *,
+    folder: Path,
+    steps: int,
+    accumulation: int,
+    bf16: bool,
+    device: torch.device,
+    deepspeed: dict[str, Any] | None,
+) -> TrainingArguments:
+    """The Trainer's arguments for a stage of `steps` optimizer steps; scratch files go below `folder`.
+
+    Call it after the process group has been initialised.
+    """
+    cpu = device.type == "cpu"
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=plan.epochs,
+        learning_rate=plan.learning_rate,
+        per_device_train_batch_size=training.micro_batch,
+        gradient_accumulation_steps=accumulation,
+        warmup_steps=math.ceil(training.warmup_ratio * steps),
+        lr_scheduler_type=training.scheduler,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        optim="adamw_torch",
+        bf16=bf16 and deepspeed is not None,
+        use_cpu=cpu,
+        ddp_backend=dist.get_backend() if dist.is_initialized() else None,
+        deepspeed=deepspeed,
+        seed=plan.seed,
+        dataloader_num_workers=training.workers,
+        remove_unused_columns=False,
+        save_strategy="steps" if training.checkpoint_every else "no",
+        save_steps=training.checkpoint_every or 500,
+        save_total_limit=1,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def train(
+    model: PeftModel,
+    dataset: Dataset,
+    lengths: list[int],
+    collate: Callable[..., Any],
+    config: RunConfig,
+    plan: TrainingPlan,
+    *,
+    deepspeed: dict[str, Any] | None,
+    world: World,
+    folder: Path,
+    progress: Callable[[int, int], None],
+) -> list[dict[str, float]]:
+    """Trains one stage, from its newest resume point if there is one.
+
+    Args:
+        model: the model with adapters attached.
+        dataset: samples by index; -1 is a sample without labels that fills up the last global batch.
+        lengths: length of each sample, negative for text alone (see `llava_cl.data.modality_lengths`).
+        collate: list of samples -> batch.
+        config: the run's configuration.
+        plan: the stage's hyper-parameters.
+        deepspeed: the DeepSpeed configuration, or None for plain DDP.
+        world: the process group.
+        folder: scratch folder of the Trainer.
+        progress: called with steps done and steps in all.
+
+    Returns:
+        One row for each optimizer step: step, epoch, loss, learning_rate, grad_norm.
+
+    Raises:
+        RunError: the loss is not finite.
+    """
+    training = config.training
+    sampler = GlobalBatchSampler(
+        lengths, training.global_batch, training.micro_batch, world.rank, world.size, plan.seed
+    )
+    args = training_arguments(
+        training,
+        plan,
+        folder=folder,
+        steps=len(sampler) // sampler.accumulation_steps * plan.epochs,
+        accumulation=sampler.accumulation_steps,
+        bf16=config.model.dtype == "bfloat16",
+        device=world.device,
+        deepspeed=deepspeed,
+    )
+    trainer = StageTrainer(
+        model=model,
+        args=args,
+        dataset=dataset,
+        sampler=sampler,
+        collate=collate,
+        projector_learning_rate=training.projector_learning_rate,
+        callbacks=[_Watch(progress, world)],
+    )
+    resume = resume_point(folder, world, zero_stage(deepspeed))
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    keys = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+    return [{key: row[key] for key in keys if key in row} for row in trainer.state.log_history if "loss" in row]
