@@ -2,7 +2,8 @@
 
 A run file names a benchmark, a model and a method (each a YAML file of its own, or the same content
 inline) and holds the hyper-parameters. `extends: other.yaml` starts from another run file. Every path is
-relative to the file in which it is written.
+relative to the file in which it is written. A section that names a file replaces the inherited one; one that
+is written inline changes only the keys it has.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ class _Section(BaseModel):
 
 
 class TaskConfig(_Section):
-    """One task of a stream. File paths are relative to the data root."""
+    """One task of a stream. File paths are relative to the data root.
+
+    `suffix` is added to every question; `suffix_by_answer` replaces it where the reference answer is the key.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     train: str | None = None
@@ -35,6 +39,7 @@ class TaskConfig(_Section):
     references: str | None = None
     validation_references: str | None = None
     suffix: str = ""
+    suffix_by_answer: dict[str, str] = {}
 
 
 class BenchmarkConfig(_Section):
@@ -201,10 +206,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, section by section; null removes an inherited section."""
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = _merge(merged[key], value)
+        elif value is None and isinstance(merged.get(key), Mapping):
+            del merged[key]
         else:
             merged[key] = value
     return merged
@@ -227,17 +235,15 @@ def _load_content(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in seen:
         raise InputError(f"{path}: extends itself through {' -> '.join(str(p.name) for p in seen)}.")
     content = _read_yaml(path)
-    for section in _FILE_SECTIONS:
-        if isinstance(content.get(section), str):
-            file = path.parent / content[section]
-            content[section] = _anchor({section: _read_yaml(file)}, file.parent)[section]
+    from_files = [section for section in _FILE_SECTIONS if isinstance(content.get(section), str)]
+    for section in from_files:
+        file = path.parent / content[section]
+        content[section] = _anchor({section: _read_yaml(file)}, file.parent)[section]
     content = _anchor(content, path.parent)
     base = content.pop("extends", None)
     if base is not None:
         inherited = _load_content(path.parent / str(base), (*seen, path))
-        if content.get("method", {}).get("name", inherited["method"]["name"]) != inherited["method"]["name"]:
-            inherited = {**inherited, "method": {}}
-        content = _merge(inherited, content)
+        content = _merge({key: value for key, value in inherited.items() if key not in from_files}, content)
     return content
 
 

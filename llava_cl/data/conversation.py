@@ -76,7 +76,8 @@ def encode_conversation(
     Every turn with `<image>` gets exactly one image, in front of its text, wherever the markers stood.
     A conversation is unmatched, and then wholly ignored, where answers cannot be told from questions: the last answer
     is empty or missing, a turn contains `</s>`, or the literal unknown token (it counts as padding, as in LLaVA, which
-    pads with it), or the role string that announces an answer.
+    pads with it), or the role string that announces an answer. As in LLaVA, what comes after `max_length` is not
+    checked. An empty answer before a later turn is not supervised and merges with that turn.
 
     Args:
         conversations: turns `{"from": "human" | "gpt", "value": text}` that alternate; a leading gpt turn is dropped.
@@ -96,8 +97,6 @@ def encode_conversation(
     encoder = _encoder(tokenizer, VICUNA_V1, image_token_id)
     text = _serialise(_turns(conversations, mark_images=has_image), VICUNA_V1)
     ids = [encoder.bos_id, *_encode(text, encoder, image_token_id, has_image)]
-    if not has_image:  # without an image the cut comes before the mask, with one after it
-        ids = ids[:max_length]
     supervised, unmatched = _supervised_spans(text, ids, encoder, max_length, has_image)
     labels = [IGNORE_INDEX] * len(ids)
     for start, stop in supervised:

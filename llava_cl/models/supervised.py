@@ -42,6 +42,8 @@ class _SupervisedLoss:
         inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
         if labels is None:
             return super().forward(**inputs, **kwargs)  # type: ignore[misc]
+        if pixel_values is None:
+            inputs = {"inputs_embeds": self._embeddings_of_text(input_ids), "attention_mask": attention_mask}
         hidden = self.model(**inputs, use_cache=False).last_hidden_state
         targets = labels[:, 1:]
         supervised = targets != -100
@@ -52,16 +54,19 @@ class _SupervisedLoss:
             loss = (losses / counts).sum()
         else:
             loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
-        if pixel_values is None and self.training:
-            # A rank whose batch is text alone must still give the projector a (zero) gradient.
-            loss = loss + 0.0 * self._features_of_no_image(hidden).sum()
         return {"loss": loss}
 
-    def _features_of_no_image(self: Any, like: torch.Tensor) -> torch.Tensor:
+    def _embeddings_of_text(self: Any, input_ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings `[batch, length, hidden]` of a batch of text alone, plus zero times the features of an image.
+
+        A rank whose batch is text alone must run the same modules in the same order as one that sees images:
+        ZeRO-3 gathers their weights on all ranks together, and all ranks reduce the projector's gradient.
+        """
+        embeddings = self.get_input_embeddings()(input_ids)
         size = self.config.vision_config.image_size
-        pixels = torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device)
+        pixels = embeddings.new_zeros(1, 3, size, size)
         features = self.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-        return torch.cat(list(features), dim=0)
+        return embeddings + 0.0 * torch.cat(list(features)).sum()
 
 
 def supervised(model: PreTrainedModel) -> PreTrainedModel:

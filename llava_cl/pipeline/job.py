@@ -105,7 +105,10 @@ class Job:
 
     def question_dataset(self, task: TaskConfig, records: list[QuestionRecord]) -> QuestionDataset:
         """Question samples with the task's suffix, encoded on demand."""
-        asked = [replace(record, text=record.text + task.suffix) for record in records]
+        asked = [
+            replace(record, text=record.text + task.suffix_by_answer.get(record.answer, task.suffix))
+            for record in records
+        ]
         return QuestionDataset(asked, self.config.data_root / task.images, self.tokenizer, **self._image_arguments())
 
     def collate(self, samples: list[dict[str, Any]], *, with_index: bool = True) -> dict[str, torch.Tensor]:

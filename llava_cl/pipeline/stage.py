@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import resource
+from collections.abc import Callable
 
 import torch
 
-from llava_cl.distributed import barrier, gather_objects
+from llava_cl.config import DistributedConfig, RunConfig
+from llava_cl.distributed import World, barrier, gather_objects
 from llava_cl.methods import build_method
 from llava_cl.pipeline import steps
 from llava_cl.pipeline.job import Job
-from llava_cl.store import write_json
+from llava_cl.pipeline.progress import ProgressWriter
+from llava_cl.store import RunDirectory, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -62,3 +65,17 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def stage_runner(config: RunConfig) -> Callable[[RunDirectory, int], None]:
+    """A function that runs a stage in this process, alone and without DeepSpeed: for debugging and benchmarks.
+
+    Its results are those of any other number of ranks.
+    """
+    alone = config.model_copy(update={"distributed": DistributedConfig()})
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def run(directory: RunDirectory, stage: int) -> None:
+        run_stage(Job(alone, directory, World(0, 1, device), ProgressWriter(None)), stage)
+
+    return run

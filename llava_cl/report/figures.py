@@ -48,7 +48,8 @@ def matrix_figure(metrics: Metrics, labels: list[str], rows: list[Row]) -> Figur
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
             colour = "black" if value is None else _readable_on(colours(scale(value)))
-            axes.text(j, i, percent(value), ha="center", va="center", fontsize=8, color=colour)
+            number = axes.text(j, i, percent(value), ha="center", va="center", fontsize=8, color=colour)
+            number.set_in_layout(False)  # laying out hundreds of numbers takes longer than drawing them
     offset = len(rows) - len(metrics.matrix)
     for stage in range(len(metrics.matrix)):
         axes.add_patch(_frame(stage, stage + offset))

@@ -91,13 +91,16 @@ def measure(
         for batch in batches:
             real = batch["index"] >= 0
             supervised = (batch["labels"][:, 1:] != -100).any(dim=1)
-            collector.token_mask = batch["attention_mask"].bool() & real[:, None]
+            token_mask = batch["attention_mask"].bool() & real[:, None]
             samples += int((supervised & real).sum())
             skipped += int((~supervised & real).sum())
-            tokens += int(collector.token_mask.sum())
+            tokens += int(token_mask.sum())
+            collector.token_mask = token_mask
             inputs = {key: value for key, value in batch.items() if key != "index"}
             with torch.set_grad_enabled(GRADIENT in wanted):
                 loss = model(**inputs, per_sample=True)["loss"]
+                # Gradient checkpointing runs layers again during backward; they must not be counted twice.
+                collector.token_mask = None
                 if GRADIENT in wanted:
                     loss.backward()
             done += len(real)
@@ -138,6 +141,7 @@ class _Collector:
         self.sums: dict[str, torch.Tensor] = {}
         self.keys: dict[str, tuple[str, str]] = {}
         self.token_mask: torch.Tensor | None = None
+        """Tokens of the running forward pass that count, `[batch, length]`; None outside of one."""
         self._reached: set[str] = set()
         self._handles: list[Any] = []
         sources_seen: set[str] = set()
@@ -173,6 +177,8 @@ class _Collector:
 
     def _moment_hook(self, key: str) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+            if self.token_mask is None:
+                return
             x = inputs[0].detach()[self.token_mask].float()
             self._reached.add(key)
             self.sums[key].addmm_(x.T, x)

@@ -1,0 +1,76 @@
+"""The command line on two ranks over ZeRO-2: killed without warning, it leaves no process and can be continued."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from runs import result_hashes, write_config
+
+pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
+ROOT = Path(__file__).parents[2]
+
+
+def start(config: Path, output: Path) -> subprocess.Popen[bytes]:
+    """Starts the command line on two ranks."""
+    arguments = ["-m", "llava_cl.cli", "run", str(config), "--output", str(output), "--nproc", "2"]
+    deepspeed = ["--set", f"distributed.deepspeed={ROOT / 'configs/deepspeed/zero2.json'}"]
+    with (output.parent / f"{output.name}.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, *arguments, *deepspeed], stdout=log, stderr=log)
+
+
+def processes_of(run: Path) -> list[int]:
+    """Ids of all processes that have the run directory on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if str(run).encode() in command:
+                found.append(int(entry.name))
+    return found
+
+
+def wait_for(condition: object, seconds: float = 300) -> None:
+    """Waits until `condition()` holds."""
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def test_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
+    config = write_config(tmp_path, tiny.run_content(tmp_path))
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert start(config, undisturbed).wait(300) == 0, (tmp_path / "undisturbed.log").read_text()
+
+    process = start(config, killed)
+    wait_for((killed / "stages/01-Colour/steps/initialise.json").exists)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not processes_of(killed), 30)
+    assert not (killed / "stages/01-Colour/stage.json").exists()
+
+    assert start(config, killed).wait(300) == 0, (tmp_path / "killed.log").read_text()
+    assert result_hashes(killed) == result_hashes(undisturbed)
+    assert len(result_hashes(killed)) > 10
+    assert (killed / "report" / "index.html").is_file()
+
+
+def test_failing_rank_is_named_and_stops_the_job(tmp_path: Path) -> None:
+    config = write_config(tmp_path, tiny.run_content(tmp_path))
+    (tmp_path / "data/images/Colour/3.png").write_bytes(b"no image")
+    process = start(config, tmp_path / "run")
+    assert process.wait(300) == 1
+    said = (tmp_path / "run.log").read_text()
+    assert "error: stage 1, rank" in said
+    assert "Colour/3.png" in said
+    assert not processes_of(tmp_path / "run")

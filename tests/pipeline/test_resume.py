@@ -1,0 +1,115 @@
+"""A run that is interrupted at any step and started again ends with the same bytes as an undisturbed one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+from runs import Silent, result_hashes, run_here, tiny_config
+
+from llava_cl.errors import InputError
+from llava_cl.pipeline import stage as stages
+from llava_cl.pipeline import steps
+from llava_cl.store import read_json
+
+STEPS = {"initialise": "initialise", "train": "learn", "protect": "protect", "evaluate": "evaluate", "score": "score"}
+
+
+class Killed(BaseException):
+    """Stands for a kill signal: nothing in the package may catch it."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stream")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> Path:
+    run_here(tiny_config(folder, tiny.run_content(folder)), folder / "undisturbed")
+    return folder / "undisturbed"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_interrupted_step_is_repeated_and_nothing_else(
+    folder: Path, undisturbed: Path, step: str, when: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`before` = files of the step are not yet written; `after` = written, but not recorded."""
+    output = tmp_path / "run"
+    for part in ("run.json", "stages/00-base", "stages/01-Colour"):
+        source = undisturbed / part
+        target = output / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    original = getattr(steps, STEPS[step])
+
+    def interrupted(job: object, method: object, stage: int) -> list[Path]:
+        if when == "after":
+            original(job, method, stage)
+        raise Killed
+
+    config = tiny_config(folder, tiny.run_content(folder))
+    with monkeypatch.context() as patch:
+        table = stages._LEARNING if step in stages._LEARNING else stages._EVALUATION
+        patch.setitem(table, step, interrupted)
+        with pytest.raises(Killed):
+            run_here(config, output)
+    assert not (output / "stages/02-Tone/stage.json").exists()
+    done = sorted(file.stem for file in (output / "stages/02-Tone/steps").glob("*.json"))
+    times = {name: (output / "stages/02-Tone/steps" / f"{name}.json").stat().st_mtime_ns for name in done}
+    assert step not in done
+    run_here(config, output)
+    assert result_hashes(output) == result_hashes(undisturbed)
+    assert {
+        name: (output / "stages/02-Tone/steps" / f"{name}.json").stat().st_mtime_ns for name in done
+    } == times, "a recorded step was done again"
+
+
+def test_complete_run_does_nothing_again(folder: Path, undisturbed: Path) -> None:
+    watcher = Silent()
+    run_here(tiny_config(folder, tiny.run_content(folder)), undisturbed, watcher)
+    assert watcher.begun == []
+
+
+def test_results_files(undisturbed: Path) -> None:
+    metrics = read_json(undisturbed / "metrics.json")
+    assert [len(row) for row in metrics["matrix"]] == [2, 2]
+    assert set(metrics["stages"][1]["seconds"]) >= {"load", "measure", "initialise", "train", "remeasure", "protect"}
+    assert metrics["stages"][1]["peak_memory_bytes"] > 0
+    layer = metrics["stages"][1]["basis"]["model.language_model.layers.0.self_attn.q_proj"]
+    before = metrics["stages"][0]["basis"]["model.language_model.layers.0.self_attn.q_proj"]
+    assert layer["columns"] == before["columns"] + layer["added"]
+    assert (undisturbed / "accuracy_matrix.csv").read_text().splitlines()[0] == "after stage,Colour,Tone"
+
+
+def test_changed_configuration_is_refused_with_what_changed(folder: Path, undisturbed: Path) -> None:
+    before = result_hashes(undisturbed)
+    config = tiny_config(folder, tiny.run_content(folder), "training.learning_rate=0.1")
+    with pytest.raises(InputError, match=r"(?s)- .*\"learning_rate\": 0.005.*\+ .*\"learning_rate\": 0.1"):
+        run_here(config, undisturbed)
+    assert result_hashes(undisturbed) == before
+
+
+def test_changed_data_is_refused(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    content = tiny.run_content(folder)
+    shutil.copytree(folder / "data", tmp_path / "data")
+    file = tmp_path / "data" / "Tone" / "test.json"
+    file.write_text(file.read_text().replace("grey", "dark"))
+    with pytest.raises(InputError, match=r"Tone/test\.json"):
+        run_here(tiny_config(folder, {**content, "data_root": str(tmp_path / "data")}), undisturbed)
+
+
+def test_damaged_adapter_is_named_and_never_used(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(undisturbed, output)
+    shutil.rmtree(output / "stages" / "02-Tone")
+    file = output / "stages" / "01-Colour" / "adapter" / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: has changed since it was recorded"):
+        run_here(tiny_config(folder, tiny.run_content(folder)), output)
+    assert not (output / "stages" / "02-Tone").exists()
