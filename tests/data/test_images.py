@@ -1,0 +1,115 @@
+"""Pixels against the CLIP processor's on stored cases, against its PIL class on others, and refusals of bad files."""
+
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_cl.data import load_image, preprocess_image
+from llava_cl.data.images import CLIP_MEAN, CLIP_STD, MAX_SIDE
+from llava_cl.errors import InputError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "images"
+CASES = json.loads((GOLDEN / "meta.json").read_text())["images"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["file"])
+def test_golden_images(case):
+    pixels = preprocess_image(load_image(case["file"], GOLDEN / "files"))
+    assert pixels.dtype == np.float32
+    assert pixels.shape == (3, 336, 336)
+    with np.load(GOLDEN / "expected.npz") as expected:
+        if case["stored"] == "full":
+            difference = pixels - expected[f"{case['file']}/full"]
+        else:
+            channel, row, column = expected[f"{case['file']}/pos"].astype(int).T
+            difference = pixels[channel, row, column] - expected[f"{case['file']}/val"]
+    assert np.abs(difference).max() <= 1e-6
+    assert pixels.sum(axis=(1, 2), dtype=np.float64) == pytest.approx(case["channel_sums"], abs=0.05)
+
+
+def pil_clip_processor() -> type:
+    """The class of transformers that resizes with Pillow; where it lives depends on the version."""
+    clip = "transformers.models.clip"
+    if importlib.util.find_spec(f"{clip}.image_processing_pil_clip"):
+        return importlib.import_module(f"{clip}.image_processing_pil_clip").CLIPImageProcessorPil
+    return importlib.import_module(f"{clip}.image_processing_clip").CLIPImageProcessor
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (3, 3), (2, 3), (5, 2), (336, 336), (700, 500)])
+def test_equals_clip_processor_also_for_tiny_images(size):
+    generator = np.random.default_rng(sum(size))
+    picture = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    side = max(size)
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = (122, 116, 104)
+    top, left = (side - size[1]) // 2, (side - size[0]) // 2
+    square[top : top + size[1], left : left + size[0]] = picture
+    processor = pil_clip_processor()(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    expected = processor(Image.fromarray(square), input_data_format="channels_last", return_tensors="np")
+    np.testing.assert_allclose(
+        preprocess_image(Image.fromarray(picture)), expected["pixel_values"][0], rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("side", [1, 3])
+def test_tiny_image_keeps_channel_order(side):
+    pixels = preprocess_image(Image.new("RGB", (side, side), (255, 0, 128)))
+    expected = (np.array([1, 0, 128 / 255]) - CLIP_MEAN) / CLIP_STD
+    np.testing.assert_allclose(pixels, np.broadcast_to(expected[:, None, None], pixels.shape), atol=1e-6)
+
+
+def test_size_mean_and_std_are_used():
+    pixels = preprocess_image(Image.new("L", (8, 4), 255), size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.5))
+    assert pixels.shape == (3, 8, 8)
+    np.testing.assert_allclose(pixels[:, 4, 4], [1, 2, 1], atol=1e-6)
+    np.testing.assert_allclose(pixels[:, 0, 0], 2 * (127 / 255 - 0.5) * np.array([1, 2, 1]), atol=1e-6)
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def test_unreadable_files_are_named(tmp_path):
+    whole = (GOLDEN / "files" / "big_smooth.jpg").read_bytes()
+    noise = (GOLDEN / "files" / "noise_rgb.png").read_bytes()
+    write(tmp_path / "short.jpg", whole[: len(whole) // 2])
+    write(tmp_path / "short.png", noise[: len(noise) // 2])
+    write(tmp_path / "text.jpg", b"not an image")
+    write(tmp_path / "empty.png", b"")
+    write(tmp_path / "damaged.png", noise[:100] + b"\x00" * 40 + noise[140:])
+    (tmp_path / "folder.png").mkdir()
+    for name in ("short.jpg", "short.png", "text.jpg", "empty.png", "damaged.png", "folder.png", "absent.png"):
+        with pytest.raises(InputError, match=name):
+            load_image(name, tmp_path)
+
+
+def test_paths_cannot_leave_the_image_folder(tmp_path):
+    root = tmp_path / "images"
+    write(tmp_path / "outside.png", (GOLDEN / "files" / "flat_wide.png").read_bytes())
+    write(root / "sub" / "inside.png", (GOLDEN / "files" / "flat_wide.png").read_bytes())
+    (root / "link.png").symlink_to(tmp_path / "outside.png")
+    (root / "linked").symlink_to(tmp_path)
+    (root / "good.png").symlink_to(root / "sub" / "inside.png")
+    (tmp_path / "root_link").symlink_to(root)
+    for path in ("../outside.png", str(tmp_path / "outside.png"), "link.png", "linked/outside.png", "sub/../../x"):
+        with pytest.raises(InputError, match="leaves the image folder"):
+            load_image(path, root)
+    for folder, path in ((root, "sub/inside.png"), (root, "sub/../good.png"), (tmp_path / "root_link", "good.png")):
+        assert load_image(path, folder).size == (120, 60)
+
+
+def test_huge_images_are_refused_before_decoding(tmp_path):
+    Image.new("1", (MAX_SIDE + 1, 1)).save(tmp_path / "long.png")
+    Image.new("1", (MAX_SIDE, 1)).save(tmp_path / "longest.png")
+    Image.new("1", (MAX_SIDE - 1, MAX_SIDE - 1)).save(tmp_path / "bomb.png")
+    with pytest.raises(InputError, match=r"long\.png has 16385 x 1 pixels"):
+        load_image("long.png", tmp_path)
+    with pytest.raises(InputError, match=r"bomb\.png is too large"):
+        load_image("bomb.png", tmp_path)
+    assert load_image("longest.png", tmp_path).mode == "RGB"
