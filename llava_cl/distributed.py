@@ -137,20 +137,17 @@ def exchange_tensors(
     Returns:
         All tensors by name, on this rank's device.
     """
-    shapes = [{name: (tuple(t.shape), t.dtype) for name, t in owned.items()}]
-    all_shapes: dict[str, Any] = {}
-    for part in gather_objects(shapes[0], world):
-        all_shapes.update(part)
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for part in gather_objects({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in owned.items()}, world):
+        shapes.update(part)
     result: dict[str, torch.Tensor] = {}
-    for name in sorted(all_shapes):
-        shape, dtype = all_shapes[name]
-        mine = name in owned
-        tensor = (
-            owned[name].to(world.device).contiguous() if mine else torch.empty(shape, dtype=dtype, device=world.device)
-        )
-        if world.size > 1 and tensor.numel():
-            dist.broadcast(tensor, src=owners[name])
-        result[name] = tensor
+    for name, (shape, dtype) in sorted(shapes.items()):
+        if name in owned:
+            result[name] = owned[name].to(world.device).contiguous()
+        else:
+            result[name] = torch.empty(shape, dtype=dtype, device=world.device)
+        if world.size > 1 and result[name].numel():
+            dist.broadcast(result[name], src=owners[name])
     return result
 
 

@@ -42,9 +42,7 @@ class _SupervisedLoss:
         inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
         if labels is None:
             return super().forward(**inputs, **kwargs)  # type: ignore[misc]
-        if pixel_values is None:
-            inputs = {"inputs_embeds": self._embeddings_of_text(input_ids), "attention_mask": attention_mask}
-        hidden = self.model(**inputs, use_cache=False).last_hidden_state
+        hidden = self.model(**inputs, use_cache=False, blank_image=pixel_values is None).last_hidden_state
         targets = labels[:, 1:]
         supervised = targets != -100
         logits = self.lm_head(hidden[:, :-1][supervised]).float()
@@ -56,25 +54,33 @@ class _SupervisedLoss:
             loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
         return {"loss": loss}
 
-    def _embeddings_of_text(self: Any, input_ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings `[batch, length, hidden]` of a batch of text alone, plus zero times the features of an image.
 
-        A rank whose batch is text alone must run the same modules in the same order as one that sees images:
-        ZeRO-3 gathers their weights on all ranks together, and all ranks reduce the projector's gradient.
-        """
+class _BlankImage:
+    """The model without its head, which can run tower and projector for text alone.
+
+    A rank whose batch is text alone must run the same modules in the same order as one that sees images:
+    ZeRO-3 gathers a module's weights on all ranks together, and all ranks reduce the projector's gradient.
+    """
+
+    def forward(self: Any, input_ids: torch.Tensor | None = None, *, blank_image: bool = False, **inputs: Any) -> Any:
+        """The model's own forward; with `blank_image`, plus zero times the features of a black image."""
+        if not blank_image:
+            return super().forward(input_ids=input_ids, **inputs)  # type: ignore[misc]
         embeddings = self.get_input_embeddings()(input_ids)
         size = self.config.vision_config.image_size
         pixels = embeddings.new_zeros(1, 3, size, size)
-        features = self.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-        return embeddings + 0.0 * torch.cat(list(features)).sum()
+        features = self.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+        embeddings = embeddings + 0.0 * torch.cat(list(features)).sum()
+        return super().forward(inputs_embeds=embeddings, **inputs)  # type: ignore[misc]
 
 
 def supervised(model: PreTrainedModel) -> PreTrainedModel:
     """Gives a loaded model the supervised loss, in place.
 
-    The class is exchanged after loading, because transformers converts the keys of a checkpoint only for its
-    own classes.
+    The classes are exchanged after loading, because transformers converts the keys of a checkpoint only for
+    its own classes. They keep their names, which transformers writes into the config of a saved model.
     """
-    own = type(model)
-    model.__class__ = type(f"Supervised{own.__name__}", (_SupervisedLoss, own), {})
+    for module, behaviour in ((model, _SupervisedLoss), (model.model, _BlankImage)):
+        own = type(module)
+        module.__class__ = type(own.__name__, (behaviour, own), {})
     return model

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llava_cl.config import RunConfig, TrainingConfig
 from llava_cl.data import GlobalBatchSampler
@@ -200,6 +201,7 @@ def training_arguments(
         bf16=bf16 and deepspeed is not None,
         use_cpu=cpu,
         ddp_backend=dist.get_backend() if dist.is_initialized() else None,
+        ddp_find_unused_parameters=False,
         deepspeed=deepspeed,
         seed=plan.seed,
         dataloader_num_workers=training.workers,
@@ -272,5 +274,7 @@ def train(
     )
     resume = resume_point(folder, world, zero_stage(deepspeed))
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    # Otherwise models that this process loads later would be partitioned on loading, as this one was.
+    unset_hf_deepspeed_config()
     keys = ("step", "epoch", "loss", "learning_rate", "grad_norm")
     return [{key: row[key] for key in keys if key in row} for row in trainer.state.log_history if "loss" in row]

@@ -1,0 +1,37 @@
+"""The live display degrades to plain lines that say stage, step and the time that is left."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from llava_cl.pipeline.progress import Event
+from llava_cl.report.live import LiveDisplay
+
+METRICS = {"tasks": ["Colour", "Tone"], "matrix": [[50.0, 25.0]], "base_row": [10.0, 0.0]}
+
+
+def lines_of(*, terminal: bool) -> str:
+    stream = io.StringIO()
+    with LiveDisplay(Console(file=stream, force_terminal=terminal, width=100)) as display:
+        display.checking("records of Colour")
+        display.stage_begins(1, "Colour", 3)
+        display.event(Event(1, "train", 0, 0))
+        display.event(Event(1, "train", 5, 10))
+        display.event(Event(1, "train", 10, 10))
+        display.stage_ends(1, METRICS)
+    return stream.getvalue()
+
+
+def test_log_file_gets_one_plain_line_for_each_step() -> None:
+    text = lines_of(terminal=False)
+    assert "\x1b" not in text
+    assert text.count("stage 1/3 Colour: train") == 1
+    assert "checking records of Colour" in text
+    assert "Colour 50.0, Tone 25.0" in text
+    assert "left" in text
+
+
+def test_terminal_gets_a_bar_with_amounts() -> None:
+    assert "10/10" in lines_of(terminal=True)
