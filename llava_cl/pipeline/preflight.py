@@ -46,8 +46,11 @@ def check_setup(config: RunConfig, ranks: int) -> None:
     training = config.training
     problems += _collect(lambda: GlobalBatchSampler([1], training.global_batch, training.micro_batch, 0, ranks, 0))
     for task in (*config.benchmark.tasks, *config.benchmark.probes):
-        if task.scorer not in SCORERS:
+        scorer = SCORERS.get(task.scorer)
+        if scorer is None:
             problems.append(f"benchmark task {task.name}: scorer '{task.scorer}' is none of {', '.join(SCORERS)}.")
+        else:
+            problems += (f"benchmark task {task.name}: {problem}" for problem in _collect(scorer.check))
         if not (config.data_root / task.images).is_dir():
             problems.append(f"benchmark task {task.name}: image folder {config.data_root / task.images} is missing.")
     problems += [f"{file}: is missing." for file in data_files(config) if not file.is_file()]

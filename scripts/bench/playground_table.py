@@ -117,7 +117,11 @@ def main() -> None:
             for pair in pairs
         }
         final = run_all(
-            [Job(stream, method, chosen[stream, method], seed, "test") for stream, method in pairs for seed in arguments.seeds]
+            [
+                Job(stream, method, chosen[stream, method], seed, "test")
+                for stream, method in pairs
+                for seed in arguments.seeds
+            ]
         )
     tables = []
     for stream in arguments.streams:
