@@ -70,7 +70,7 @@ def check(
 
     resolved = load_config(config, overrides or ())
     console = Console()
-    check_setup(resolved, ranks_per_node(nproc or resolved.distributed.ranks))
+    check_setup(resolved, ranks_per_node(resolved.distributed.ranks, nproc))
     check_disk(resolved, Path("runs") / resolved.name)
     check_records(resolved, lambda name: console.print(f"checking {name}", highlight=False))
     console.print("all good", style="green")

@@ -18,6 +18,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from llava_cl.errors import InputError
 
 _FILE_SECTIONS = ("benchmark", "model", "method")
+_NOT_IDENTITY = (
+    ("", "name"),
+    ("", "data_root"),
+    ("", "distributed"),
+    ("", "unmatched_limit"),
+    ("model", "path"),
+    ("model", "attention"),
+    ("training", "micro_batch"),
+    ("training", "workers"),
+    ("training", "checkpoint_every"),
+    ("training", "gradient_checkpointing"),
+    ("measurement", "batch_size"),
+    ("evaluation", "batch_size"),
+)
 
 
 class _Section(BaseModel):
@@ -40,6 +54,13 @@ class TaskConfig(_Section):
     validation_references: str | None = None
     suffix: str = ""
     suffix_by_answer: dict[str, str] = {}
+
+    @field_validator("train", "test", "validation", "images", "references", "validation_references")
+    @classmethod
+    def _relative(cls, value: str | None) -> str | None:
+        if value is not None and Path(value).is_absolute():
+            raise ValueError(f"{value} must be relative to data_root")
+        return value
 
 
 class BenchmarkConfig(_Section):
@@ -94,7 +115,7 @@ class TaskTraining(_Section):
 
 
 class TrainingConfig(_Section):
-    """Training of one stage. `global_batch` is over all ranks and accumulation steps."""
+    """Training of one stage. `global_batch` is over all ranks and accumulation steps, `micro_batch` an upper bound."""
 
     epochs: int = Field(1, gt=0)
     learning_rate: float = Field(gt=0)
@@ -111,11 +132,19 @@ class TrainingConfig(_Section):
     workers: int = Field(0, ge=0)
     per_task: dict[str, TaskTraining] = {}
 
-    @model_validator(mode="after")
-    def _divides(self) -> TrainingConfig:
-        if self.global_batch % self.micro_batch:
-            raise ValueError(f"micro_batch {self.micro_batch} must divide global_batch {self.global_batch}")
-        return self
+    def micro_batch_for(self, ranks: int) -> int:
+        """Samples in one forward pass on one rank: at most `micro_batch`, and such that the ranks share evenly.
+
+        Raises:
+            InputError: the number of ranks does not divide the global batch.
+        """
+        share, rest = divmod(self.global_batch, ranks)
+        if rest:
+            raise InputError(
+                f"training.global_batch: {ranks} ranks cannot share {self.global_batch} samples evenly; "
+                "use a number of ranks that divides it."
+            )
+        return max(size for size in range(1, min(self.micro_batch, share) + 1) if share % size == 0)
 
 
 class MeasurementConfig(_Section):
@@ -158,11 +187,6 @@ class RunConfig(_Section):
     distributed: DistributedConfig = DistributedConfig()
     unmatched_limit: float = Field(0.01, ge=0, le=1, description="share of samples without a usable mask")
 
-    @field_validator("data_root")
-    @classmethod
-    def _expand(cls, value: Path) -> Path:
-        return value.expanduser()
-
     @model_validator(mode="after")
     def _known_tasks(self) -> RunConfig:
         unknown = set(self.training.per_task) - {task.name for task in self.benchmark.tasks}
@@ -185,10 +209,11 @@ class RunConfig(_Section):
         return own.learning_rate if own and own.learning_rate else self.training.learning_rate
 
     def identity(self) -> dict[str, Any]:
-        """What a run's result depends on: everything but places and the number of ranks."""
+        """What a run's result depends on: everything but the name, places, and what changes speed or memory alone."""
         content = self.model_dump(mode="json")
-        del content["data_root"], content["model"]["path"], content["distributed"]
-        return content
+        for section, key in _NOT_IDENTITY:
+            del (content[section] if section else content)[key]
+        return {**content, "deepspeed": self.distributed.deepspeed is not None}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -230,16 +255,23 @@ def _anchor(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     return content
 
 
+def _resolve(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Reads the sections that name a file and makes paths absolute, both relative to `folder`."""
+    content = dict(content)
+    for section in _FILE_SECTIONS:
+        if isinstance(content.get(section), str):
+            file = folder / Path(content[section]).expanduser()
+            content[section] = _anchor({section: _read_yaml(file)}, file.parent)[section]
+    return _anchor(content, folder)
+
+
 def _load_content(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise InputError(f"{path}: extends itself through {' -> '.join(str(p.name) for p in seen)}.")
     content = _read_yaml(path)
     from_files = [section for section in _FILE_SECTIONS if isinstance(content.get(section), str)]
-    for section in from_files:
-        file = path.parent / content[section]
-        content[section] = _anchor({section: _read_yaml(file)}, file.parent)[section]
-    content = _anchor(content, path.parent)
+    content = _resolve(content, path.parent)
     base = content.pop("extends", None)
     if base is not None:
         inherited = _load_content(path.parent / str(base), (*seen, path))
@@ -251,14 +283,17 @@ def apply_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dic
     """Applies `a.b=c` overrides to a nested mapping; values are read as YAML.
 
     Raises:
-        InputError: an override without `=`, or one that goes below a value that is no mapping.
+        InputError: an override without `=`, or whose value is not YAML.
     """
     result = dict(content)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise InputError(f"--set {override}: write it as key=value, for example training.epochs=2.")
-        nested: Any = yaml.safe_load(value) if value else ""
+        try:
+            nested: Any = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {override}: the value is not valid YAML ({error}).") from error
         for part in reversed(key.split(".")):
             nested = {part: nested}
         result = _merge(result, nested)
@@ -278,7 +313,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
     path = Path(path)
     content = _load_content(path)
     content.setdefault("name", path.stem)
-    content = _anchor(apply_overrides(content, overrides), Path.cwd())
+    content = _resolve(apply_overrides(content, overrides), Path.cwd())
     return validate_config(content, str(path))
 
 

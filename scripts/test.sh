@@ -3,6 +3,10 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$LLAVA_CL_ROOT"
+python -c 'import pytest, hypothesis, mypy, mistral_common' || {
+    echo 'error: this environment has no test tools; install them with pip install -e ".[train,dev]"' >&2
+    exit 2
+}
 ruff check .
 ruff format --check .
 mypy

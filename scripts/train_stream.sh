@@ -4,12 +4,17 @@
 set -euo pipefail
 stream=$1
 shift
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-cd "$LLAVA_CL_ROOT"
 method=${METHOD:-keeplora}
 if [ -n "${LLAVA_CL_MODEL:-}" ] && [ -n "${LLAVA_CL_DATA:-}" ]; then
-    exec llava-cl run "configs/runs/${stream}_$method.yaml" \
-        --set "model.path=$LLAVA_CL_MODEL" --set "data_root=$LLAVA_CL_DATA" "$@"
+    run=${stream}_$method
+    paths=(--set "model.path=$LLAVA_CL_MODEL" --set "data_root=$LLAVA_CL_DATA")
+elif [ -n "${LLAVA_CL_MODEL:-}${LLAVA_CL_DATA:-}" ]; then
+    echo "error: set both LLAVA_CL_MODEL and LLAVA_CL_DATA for a real run, or neither for the playground." >&2
+    exit 2
+else
+    echo "Running the embedded playground; for LLaVA-1.5-7B set LLAVA_CL_MODEL and LLAVA_CL_DATA to the folders of checkpoint and data."
+    run=playground_${stream}_$method
+    paths=()
 fi
-echo "Running the embedded playground. For LLaVA-1.5-7B set LLAVA_CL_MODEL and LLAVA_CL_DATA to the checkpoint's and the data's folder."
-exec llava-cl run "configs/runs/playground_${stream}_$method.yaml" "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+exec llava-cl run "$LLAVA_CL_ROOT/configs/runs/$run.yaml" "${paths[@]}" "$@"

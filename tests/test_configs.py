@@ -83,3 +83,13 @@ def test_playground_differs_from_the_real_run_in_data_only() -> None:
     assert playground.distributed.deepspeed == ucit.distributed.deepspeed
     assert len(playground.benchmark.tasks) == len(ucit.benchmark.tasks) == 6
     assert len(load_config(RUNS / "playground_dcl_keeplora.yaml").benchmark.tasks) == 5
+
+
+def test_the_stream_of_the_readme_loads(tmp_path: Path) -> None:
+    text = (RUNS.parents[1] / "README.md").read_text()
+    example = text.split("```yaml\n")[1].split("```")[0]
+    file = tmp_path / "mine.yaml"
+    file.write_text(example.replace("ucit_keeplora.yaml", str(RUNS / "ucit_keeplora.yaml")))
+    config = load_config(file)
+    assert [task.name for task in config.benchmark.tasks] == ["Receipts", "Plants"]
+    describe(config, Launch(tmp_path / "run"))

@@ -51,7 +51,9 @@ class _SupervisedLoss:
             counts = supervised.sum(dim=1, keepdim=True).expand_as(supervised)[supervised]
             loss = (losses / counts).sum()
         else:
-            loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
+            items = losses.numel() if num_items_in_batch is None else num_items_in_batch
+            # A batch in which no sample has a label has the loss 0, not 0 / 0.
+            loss = losses.sum() / max(items, 1)
         return {"loss": loss}
 
 
@@ -74,7 +76,7 @@ class _BlankImage:
         return super().forward(inputs_embeds=embeddings, **inputs)  # type: ignore[misc]
 
 
-def supervised(model: PreTrainedModel) -> PreTrainedModel:
+def supervised(model: PreTrainedModel) -> None:
     """Gives a loaded model the supervised loss, in place.
 
     The classes are exchanged after loading, because transformers converts the keys of a checkpoint only for
@@ -83,4 +85,3 @@ def supervised(model: PreTrainedModel) -> PreTrainedModel:
     for module, behaviour in ((model, _SupervisedLoss), (model.model, _BlankImage)):
         own = type(module)
         module.__class__ = type(own.__name__, (behaviour, own), {})
-    return model

@@ -6,19 +6,19 @@ import shlex
 from typing import Any
 
 from llava_cl.config import RunConfig
-from llava_cl.methods import build_method
-from llava_cl.pipeline.launch import command, ranks_per_node
+from llava_cl.pipeline.launch import command, hosts, ranks_per_node
 from llava_cl.pipeline.orchestrator import Launch
+from llava_cl.pipeline.preflight import check_plan
 
 
 def describe(config: RunConfig, launch: Launch) -> dict[str, Any]:
     """The resolved configuration, each stage's hyper-parameters and command line, and what is not there yet.
 
     Raises:
-        InputError: an unknown method or option.
+        InputError: the configuration contradicts itself or names what does not exist.
     """
-    build_method(config.method)
-    ranks = ranks_per_node(launch.ranks or config.distributed.ranks)
+    ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
+    check_plan(config, ranks * hosts(launch.hostfile))
     output = launch.output.resolve()
     missing = [str(path) for path in (config.model.path / "config.json", config.data_root) if not path.exists()]
     return {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -55,12 +57,26 @@ class Job:
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin
 
+    def take_cost(self) -> dict[str, Any]:
+        """Seconds of each part since the last call, and the largest peak memory of a rank so far, in bytes."""
+        if self.world.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.world.device)
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        cost = {"seconds": dict(self.seconds), "peak_memory_bytes": max(gather_objects(memory, self.world))}
+        self.seconds.clear()
+        return cost
+
     def decide(self, decision: bool) -> bool:
         """Rank 0's decision, on every rank; only rank 0 needs to look at the files."""
         return bool(gather_objects(decision, self.world)[0])
 
     def load_model(self, stages: int, *, device: torch.device | None = None) -> PreTrainedModel:
-        """The model as it is after `stages` stages: the base and the stored adapters of stages 1..stages."""
+        """The model as it is after `stages` stages: the base and the stored adapters of stages 1..stages.
+
+        Raises:
+            InputError: a checkpoint or adapter that is damaged or does not fit.
+        """
         with self.timed("load"):
             gc.collect()
             model = self.family.load(device or self.world.device)

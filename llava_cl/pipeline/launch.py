@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -13,17 +14,28 @@ from pathlib import Path
 
 import torch
 
-from llava_cl.errors import RunError
+from llava_cl.errors import InputError, LlavaClError, RunError
 from llava_cl.store import read_json
 
+logger = logging.getLogger(__name__)
+
 _POLL_SECONDS = 0.2
+_GRACE_SECONDS = 20
 _WORKER = "llava_cl.pipeline.worker"
 _PR_SET_PDEATHSIG = 1
+_RUN_PID = "LLAVA_CL_RUN_PID"
 
 
 def die_with_parent() -> None:
-    """Asks the kernel to kill this process when its parent dies, so that no rank outlives a killed run."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Asks the kernel to kill this process when its parent dies, so that no rank outlives a killed run (Linux).
+
+    A run that has been killed before the request is found by its process id, which only its own node has.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    run = os.environ.get(_RUN_PID)
+    if run is not None and not Path(f"/proc/{run}").exists():
+        os._exit(1)
 
 
 def progress_file(run: Path) -> Path:
@@ -41,9 +53,31 @@ def log_file(run: Path, stage: int) -> Path:
     return run / "logs" / f"stage-{stage:02d}.log"
 
 
-def ranks_per_node(configured: int | None) -> int:
-    """The configured number of ranks, else one for each GPU, else one."""
-    return configured or torch.cuda.device_count() or 1
+def ranks_per_node(configured: int | None, asked: int | None = None) -> int:
+    """The ranks to start on each node: as asked for on the command line, else as configured, else one a GPU, else one.
+
+    A configured number is cut to the GPUs that there are.
+
+    Raises:
+        InputError: more ranks are asked for than there are GPUs.
+    """
+    gpus = torch.cuda.device_count()
+    if asked:
+        if 0 < gpus < asked:
+            raise InputError(f"--nproc {asked}: this node has {gpus} GPUs; ask for at most that many.")
+        return asked
+    if configured and 0 < gpus < configured:
+        logger.warning("%d ranks are configured, but there are %d GPUs: one rank runs on each", configured, gpus)
+        return gpus
+    return configured or gpus or 1
+
+
+def hosts(hostfile: Path | None) -> int:
+    """Number of nodes in a DeepSpeed hostfile (`host slots=n` lines, # comments); one without a file."""
+    if hostfile is None:
+        return 1
+    lines = (line.split("#")[0].strip() for line in hostfile.read_text(encoding="utf-8").splitlines())
+    return sum(1 for line in lines if line)
 
 
 def command(run: Path, stage: int, *, ranks: int, hostfile: Path | None) -> list[str]:
@@ -65,7 +99,7 @@ def command(run: Path, stage: int, *, ranks: int, hostfile: Path | None) -> list
 
 def environment(ranks: int) -> dict[str, str]:
     """The ranks' environment: threads shared out on a CPU, no network."""
-    values = dict(os.environ)
+    values = {**os.environ, _RUN_PID: str(os.getpid())}
     values.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     values.setdefault("HF_HUB_OFFLINE", "1")
     values.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -85,7 +119,7 @@ def run_job(run: Path, stage: int, *, ranks: int, hostfile: Path | None, poll: C
         poll: called several times a second while the job runs.
 
     Raises:
-        RunError: a rank failed; the message names the rank, its error, and the log file.
+        InputError, RunError: a rank failed; the message names the rank, its error, and the log file.
     """
     log = log_file(run, stage)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -107,16 +141,22 @@ def run_job(run: Path, stage: int, *, ranks: int, hostfile: Path | None, poll: C
         finally:
             if process.poll() is None:
                 process.terminate()
-                process.wait()
+                try:
+                    process.wait(_GRACE_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
     poll()
     if process.returncode:
         raise _failure(run, stage, process.returncode)
 
 
-def _failure(run: Path, stage: int, code: int) -> RunError:
+def _failure(run: Path, stage: int, code: int) -> LlavaClError:
+    """The first failure that explains itself; the others are often only the echo of it."""
     log = log_file(run, stage)
-    reports = [read_json(file) for file in sorted(log.parent.glob("failure-rank*.json"))]
+    reports = [read_json(file) for file in log.parent.glob("failure-rank*.json")]
     if reports:
-        first = reports[0]
-        return RunError(f"stage {stage}, rank {first['rank']}: {first['message']}\nDetails: {log}")
+        first = min(reports, key=lambda report: (not report["explained"], report["time"]))
+        kind = InputError if first["exit_code"] == InputError.exit_code else RunError
+        return kind(f"stage {stage}, rank {first['rank']}: {first['message']}\nDetails: {log}")
     return RunError(f"stage {stage}: the job ended with exit code {code} and no rank said why. Details: {log}")

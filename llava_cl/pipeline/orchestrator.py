@@ -6,27 +6,23 @@ What is complete is read from the run directory alone, so a run can be killed at
 from __future__ import annotations
 
 import datetime
-import difflib
 import importlib.metadata
 import json
-import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from llava_cl.config import RunConfig
 from llava_cl.errors import InputError
-from llava_cl.pipeline.launch import progress_file, ranks_per_node, run_job
+from llava_cl.pipeline.launch import hosts, progress_file, ranks_per_node, run_job
 from llava_cl.pipeline.preflight import check_disk, check_records, check_setup, data_files
 from llava_cl.pipeline.progress import Event, ProgressReader
 from llava_cl.pipeline.results import write_results
 from llava_cl.store import RunDirectory, read_json, write_json
 from llava_cl.store.fingerprint import fingerprint_files, fingerprint_model
 from llava_cl.store.run_directory import FORMAT
-
-logger = logging.getLogger(__name__)
 
 _PACKAGES = ("llava_cl", "torch", "transformers", "peft", "deepspeed", "accelerate", "safetensors")
 
@@ -88,13 +84,14 @@ def execute(
     until = last if launch.until is None else launch.until
     if not 0 <= until <= last:
         raise InputError(f"--until {until}: the stages are 0 (the base model) to {last}.")
-    ranks = ranks_per_node(launch.ranks or config.distributed.ranks)
+    ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
     run = RunDirectory(launch.output.resolve(), [task.name for task in config.benchmark.tasks])
-    check_setup(config, ranks)
+    check_setup(config, ranks * hosts(launch.hostfile))
     with run.locked():
         _open_run(config, run, ranks, watcher)
         for stage in range(until + 1):
-            if _complete(run, stage):
+            if run.stage(stage).committed:
+                run.stage(stage).verify(run.before(stage))
                 continue
             watcher.stage_begins(stage, run.stage(stage).task, until)
             if run_stage is not None:
@@ -105,9 +102,7 @@ def execute(
             metrics = write_results(config, run)
             after_stage(run)
             watcher.stage_ends(stage, metrics)
-        metrics = write_results(config, run)
-        after_stage(run)
-    return metrics
+        return write_results(config, run)
 
 
 class _Poll:
@@ -120,16 +115,6 @@ class _Poll:
     def __call__(self) -> None:
         for event in self._reader.new_events():
             self._watcher.event(event)
-
-
-def _complete(run: RunDirectory, stage: int) -> bool:
-    """Whether a stage is committed, after a look at the files of its steps."""
-    directory = run.stage(stage)
-    if not directory.committed:
-        return False
-    for record in sorted((directory.path / "steps").glob("*.json")):
-        directory.step_done(record.stem)
-    return True
 
 
 def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher) -> None:
@@ -148,7 +133,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
             {
                 "format": FORMAT,
                 "name": config.name,
-                "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "config": config.model_dump(mode="json"),
                 "identity": config.identity(),
                 "environment": _environment(),
@@ -174,9 +159,21 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
 
 
 def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
-    before, after = (json.dumps(side, indent=1, sort_keys=True).splitlines() for side in (then, now))
-    changed = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
-    return "\n".join(changed)
+    before, after = dict(_leaves(then)), dict(_leaves(now))
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            lines += [f"{sign} {key}: {side[key]}" for sign, side in (("-", before), ("+", after)) if key in side]
+    return "\n".join(lines)
+
+
+def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every value below a nested mapping or list, with its dotted key."""
+    if not isinstance(content, dict | list):
+        yield prefix, json.dumps(content)
+        return
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def _environment() -> dict[str, str]:

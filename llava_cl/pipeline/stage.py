@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import resource
+import shutil
 from collections.abc import Callable
 
 import torch
 
 from llava_cl.config import DistributedConfig, RunConfig
-from llava_cl.distributed import World, barrier, gather_objects
+from llava_cl.distributed import World, barrier
 from llava_cl.methods import build_method
 from llava_cl.pipeline import steps
 from llava_cl.pipeline.job import Job
@@ -38,39 +38,35 @@ def run_stage(job: Job, stage: int) -> None:
     todo = _LEARNING if stage else {"protect": steps.protect_base}
     if stage or job.config.evaluation.zero_shot:
         todo = {**todo, **_EVALUATION}
+    if job.world.is_main:
+        directory.clear_leftovers()
     for name, step in todo.items():
         if job.decide(job.world.is_main and directory.step_done(name)):
             continue
         logger.info("stage %d (%s): %s", stage, directory.task, name)
-        job.seconds.clear()
         files = step(job, method, stage)
-        memory = max(gather_objects(_peak_memory(job.world.device), job.world))
+        cost = job.take_cost()
         if job.world.is_main:
-            directory.record_step(name, files, seconds=dict(job.seconds), peak_memory_bytes=memory)
+            directory.record_step(name, files, **cost)
+            if name == "train":
+                shutil.rmtree(directory.checkpoints, ignore_errors=True)
         barrier(job.world)
     if job.world.is_main:
-        facts = [directory.step_facts(name) for name in todo]
+        facts = directory.step_facts()
         seconds: dict[str, float] = {}
         for fact in facts:
             for part, value in fact["seconds"].items():
                 seconds[part] = round(seconds.get(part, 0.0) + value, 3)
         memory = max(fact["peak_memory_bytes"] for fact in facts)
         write_json(directory.timings, {"seconds": seconds, "peak_memory_bytes": memory})
-        directory.commit()
+        directory.commit(job.run.before(stage))
     barrier(job.world)
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Peak bytes of this process: of the GPU, or resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def stage_runner(config: RunConfig) -> Callable[[RunDirectory, int], None]:
     """A function that runs a stage in this process, alone and without DeepSpeed: for debugging and benchmarks.
 
-    Its results are those of any other number of ranks.
+    In fp32 its results are those of any other number of ranks.
     """
     alone = config.model_copy(update={"distributed": DistributedConfig()})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

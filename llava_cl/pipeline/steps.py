@@ -58,8 +58,8 @@ def initialise(job: Job, method: Method, stage: int) -> list[Path]:
     a: dict[str, torch.Tensor] = {}
     b: dict[str, torch.Tensor] = {}
     with job.timed("initialise"), full_precision_matmul():
-        bases = load_bases(job.run, stage - 1)
         owned = _owned(job, model, owners)
+        bases = load_bases(job.run, stage - 1, owned)
         for done, (name, (module, source)) in enumerate(owned.items(), start=1):
             generator = torch.Generator().manual_seed(job.seed(stage, f"initialise/{name}"))
             with _naming(name):
@@ -133,9 +133,9 @@ def protect(job: Job, method: Method, stage: int) -> list[Path]:
     report = job.progress.step(stage, "protect")
     mine: dict[str, torch.Tensor] = {}
     with job.timed("protect"), full_precision_matmul():
-        bases = load_bases(job.run, stage - 1)
-        before = {name: basis.shape[1] for name, basis in bases.items()}
         owned = _owned(job, model, owners)
+        bases = load_bases(job.run, stage - 1, owned)
+        before = {name: basis.shape[1] for name, basis in bases.items()}
         for done, (name, target) in enumerate(owned.items(), start=1):
             with _naming(name):
                 basis = method.protect(
@@ -174,18 +174,23 @@ def evaluate(job: Job, method: Method, stage: int) -> list[Path]:
                 world=job.world,
                 progress=job.progress.step(stage, f"evaluate {task.name}"),
             )
+        cost = job.take_cost()
         if job.world.is_main:
             rows = [
                 {"question_id": record.id, "prompt": record.text, "text": text}
                 for record, text in zip(records, texts, strict=True)
             ]
             write_jsonl(file, rows)
-            directory.record_step(f"evaluate-{task.name}", [file])
+            directory.record_step(f"evaluate-{task.name}", [file], **cost)
     return files
 
 
 def score(job: Job, method: Method, stage: int) -> list[Path]:
-    """Scores the recorded predictions; needs no model."""
+    """Scores the recorded predictions; needs no model.
+
+    Raises:
+        InputError: predictions that do not match the questions.
+    """
     directory = job.stage(stage)
     if job.world.is_main:
         with job.timed("score"):

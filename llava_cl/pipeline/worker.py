@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -33,13 +34,21 @@ def main(arguments: list[str]) -> None:
         job = Job(config, run, world, ProgressWriter(progress_file(path) if world.is_main else None))
         run_stage(job, stage)
     except Exception as error:  # noqa: BLE001 - whatever ends a rank is told to the user by the orchestrator
-        code = error.exit_code if isinstance(error, LlavaClError) else 1
-        logging.getLogger(__name__).error("%s", traceback.format_exc())
-        message = str(error) if isinstance(error, LlavaClError) else f"{type(error).__name__}: {error}"
-        write_json(failure_file(path, rank), {"rank": rank, "stage": stage, "message": message, "exit_code": code})
-        logging.shutdown()
-        # A normal exit could wait for ranks that wait for this one.
-        os._exit(code)
+        explained = isinstance(error, LlavaClError)
+        report = {
+            "rank": rank,
+            "time": time.time(),
+            "explained": explained,
+            "message": str(error) if explained else f"{type(error).__name__}: {error}",
+            "exit_code": error.exit_code if isinstance(error, LlavaClError) else 1,
+        }
+        try:
+            logging.getLogger(__name__).error("%s", traceback.format_exc())
+            write_json(failure_file(path, rank), report)
+            logging.shutdown()
+        finally:
+            # A normal exit could wait for ranks that wait for this one.
+            os._exit(1)
     shutdown()
 
 

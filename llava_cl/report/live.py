@@ -11,19 +11,21 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from llava_cl.pipeline.progress import Event
 from llava_cl.report.console import console_table
 
+_SECONDS_BETWEEN_LINES = 60
+
 
 class LiveDisplay:
     """Shows stage, step, how far it is and the time that is left; use it as a context manager.
 
     Args:
-        console: where to print; a live bar if it is a terminal, else one line for each step.
+        console: where to print; a live bar if it is a terminal, else a line for each step and every minute.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._total = self._stage = 0
         self._task = self._step = ""
-        self._begin = self._stage_begin = time.monotonic()
+        self._begin = self._stage_begin = self._line = time.monotonic()
         self._stage_seconds: list[float] = []
         self._progress = Progress(
             SpinnerColumn(),
@@ -63,8 +65,15 @@ class LiveDisplay:
             self._step = event.step
             self._show(label)
         amount = f"{event.done}/{event.total}" if event.total else ""
+        if not self._console.is_terminal and time.monotonic() - self._line > _SECONDS_BETWEEN_LINES:
+            self._show(f"{label} {amount}")
         self._progress.update(
-            self._bar, description=label, total=event.total or None, completed=event.done, amount=amount
+            self._bar,
+            description=label,
+            total=event.total or None,
+            completed=event.done,
+            amount=amount,
+            left=self._left(),
         )
 
     def stage_ends(self, stage: int, metrics: dict[str, Any]) -> None:
@@ -77,8 +86,10 @@ class LiveDisplay:
             f"{name} {value:.1f}" for name, value in zip(metrics["tasks"], row, strict=False) if value is not None
         )
         self._console.print(
-            f"stage {stage}/{self._total} {self._task} done in {_clock(seconds)}{self._left()}. {scores}",
+            f"stage {stage}/{self._total} {self._task} done in {_clock(seconds)}"
+            f"{self._left(stage_done=True)}. {scores}",
             highlight=False,
+            soft_wrap=True,
         )
 
     def finished(self, metrics: dict[str, Any]) -> None:
@@ -86,18 +97,22 @@ class LiveDisplay:
         self._progress.stop()
         self._console.print(console_table(metrics))
 
-    def _left(self) -> str:
-        remaining = self._total - self._stage
-        if not remaining or not self._stage_seconds:
+    def _left(self, *, stage_done: bool = False) -> str:
+        """Time that is left, from the mean of the stages that this process has seen."""
+        if not self._stage_seconds:
             return ""
         mean = sum(self._stage_seconds) / len(self._stage_seconds)
-        return f", about {_clock(mean * remaining)} left"
+        left = mean * (self._total - self._stage)
+        if not stage_done:
+            left += max(mean - (time.monotonic() - self._stage_begin), 0)
+        return f", about {_clock(left)} left" if left else ""
 
     def _show(self, label: str) -> None:
         if self._console.is_terminal:
             self._progress.update(self._bar, description=label, total=None, completed=0, amount="", left=self._left())
         else:
-            self._console.print(f"[{_clock(time.monotonic() - self._begin)}] {label}", markup=False, highlight=False)
+            self._line = time.monotonic()
+            self._console.print(f"[{_clock(self._line - self._begin)}] {label}", markup=False, highlight=False)
 
 
 def _clock(seconds: float) -> str:

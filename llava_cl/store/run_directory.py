@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import shutil
-from collections.abc import Iterable, Iterator
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,7 @@ class StageDirectory:
         record = self._record(step)
         if not record.is_file():
             return False
-        for name, digest in read_json(record)["files"].items():
-            file = self.path / name
-            if not file.is_file() or file_hash(file) != digest:
-                state = "has changed since it was recorded" if file.is_file() else "is missing"
-                raise InputError(
-                    f"{file}: {state}. Restore it, or move {self.path} away to redo stage {self.stage} "
-                    "and all later ones."
-                )
+        self._verify_files(read_json(record)["files"])
         return True
 
     def record_step(self, step: str, files: Iterable[Path], **facts: Any) -> None:
@@ -99,23 +93,54 @@ class StageDirectory:
         hashes = {str(file.relative_to(self.path)): file_hash(file) for file in sorted(files)}
         write_json(self._record(step), {"format": FORMAT, "step": step, "files": hashes, **facts})
 
-    def step_facts(self, step: str) -> dict[str, Any]:
-        """The facts recorded with a complete step."""
-        return dict(read_json(self._record(step)))
+    def step_facts(self) -> list[dict[str, Any]]:
+        """What was recorded with every complete step."""
+        return [dict(read_json(record)) for record in sorted((self.path / "steps").glob("*.json"))]
 
-    def commit(self, **facts: Any) -> None:
-        """Writes `stage.json` with the hashes of all recorded files."""
+    def commit(self, follows: str) -> None:
+        """Writes `stage.json` with the hashes of all recorded files.
+
+        Args:
+            follows: digest of what the stage was computed from, see `RunDirectory.before`.
+        """
         files: dict[str, str] = {}
         for record in sorted((self.path / "steps").glob("*.json")):
             files.update(read_json(record)["files"])
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        content = {"format": FORMAT, "stage": self.stage, "task": self.task, "files": files, **facts}
+        content = {"format": FORMAT, "stage": self.stage, "task": self.task, "files": files, "follows": follows}
         write_json(self.manifest, content)
 
     @property
     def committed(self) -> bool:
         """Whether the stage is complete."""
         return self.manifest.is_file()
+
+    def verify(self, follows: str) -> None:
+        """Checks a committed stage.
+
+        Raises:
+            InputError: a file is missing or has changed, or the stage was computed from something else.
+        """
+        manifest = read_json(self.manifest)
+        self._verify_files(manifest["files"])
+        if manifest["follows"] != follows:
+            raise InputError(
+                f"{self.path}: was computed after other earlier stages, or in another run, than those beside it. "
+                f"Move it and all later stages away to redo them."
+            )
+
+    def clear_leftovers(self) -> None:
+        """Removes what interrupted writes have left."""
+        for leftover in self.path.rglob(".*.tmp"):
+            leftover.unlink()
+
+    def _verify_files(self, hashes: Mapping[str, str]) -> None:
+        for name, digest in hashes.items():
+            file = self.path / name
+            if not file.is_file() or file_hash(file) != digest:
+                state = "has changed since it was recorded" if file.is_file() else "is missing"
+                raise InputError(
+                    f"{file}: {state}. Restore it, or move {self.path} and all later stages away to redo them."
+                )
 
 
 class RunDirectory:
@@ -145,6 +170,15 @@ class RunDirectory:
         task = "base" if number == 0 else self._tasks[number - 1]
         return StageDirectory(self.path / "stages" / f"{number:02d}-{task}", number, task)
 
+    def before(self, stage: int) -> str:
+        """Digest of what a stage is computed from: the stage before it, or for stage 0 the run's identity."""
+        if stage:
+            return file_hash(self.stage(stage - 1).manifest)
+        manifest = read_json(self.manifest)
+        facts = {key: manifest[key] for key in ("identity", "base", "data")}
+        facts["base"] = facts["base"]["sha256"]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
     def stages(self) -> list[StageDirectory]:
         """All stages 1..T, committed or not."""
         return [self.stage(number) for number in range(1, len(self._tasks) + 1)]
@@ -156,8 +190,12 @@ class RunDirectory:
         Raises:
             InputError: another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as stream:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); give another --output.") from error
+        with lock as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,16 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(f"{path}: not a readable safetensors file ({error}).") from error
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Reads all tensors and the metadata of a file written by `save_tensors`.
+def load_tensors(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Reads tensors (all, or those of `names` that are there) and the metadata of a file of `save_tensors`.
 
     Raises:
         InputError: missing or damaged.
     """
     with _opened(path) as stream:
         metadata = json.loads((stream.metadata() or {}).get(_METADATA, "{}"))
-        return {name: stream.get_tensor(name) for name in stream.keys()}, metadata  # noqa: SIM118
+        found = [name for name in stream.keys() if names is None or name in names]  # noqa: SIM118
+        return {name: stream.get_tensor(name) for name in found}, metadata
 
 
 def load_tensors_metadata(path: Path) -> dict[str, Any]:

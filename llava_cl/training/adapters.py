@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -51,7 +52,7 @@ def attach(
         model: the model; `scale * b @ a` of a start with b != 0 is taken off its weight.
         factors: layer name -> start of its adapter.
         lora: rank, alpha and dropout.
-        train_a: train A beside B.
+        train_a: train A beside B, which must then start from zero.
         projector: qualified name of a module that is trained whole beside the adapters, or None.
         fp32_adapters: keep adapters in fp32 over a bf16 base (DeepSpeed keeps fp32 masters itself).
     """
@@ -60,21 +61,27 @@ def attach(
     scale = lora.alpha / lora.rank
     with torch.no_grad():
         for name, start in factors.items():
-            layer = peft_model.get_submodule(_PREFIX + name)
-            a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+            a, b = _factors(peft_model, name)
             a.copy_(start.a)
             b.copy_(start.b)
             a.requires_grad_(train_a)
-            if start.b.any():
-                weight = layer.base_layer.weight
-                weight.copy_(weight.float() - scale * start.b.to(weight.device) @ start.a.to(weight.device))
+            if b.any():
+                assert not train_a, "a start is taken off again by way of B alone, so A must stay as it is"
+                weight = peft_model.get_parameter(f"{_PREFIX}{name}.base_layer.weight")
+                weight.copy_(weight.float() - scale * b.float() @ a.float())
     return peft_model
+
+
+def _factors(peft_model: PeftModel, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+    """A and B of a layer's adapter."""
+    a, b = (peft_model.get_parameter(f"{_PREFIX}{name}.{part}.{_ADAPTER}.weight") for part in ("lora_A", "lora_B"))
+    return a, b
 
 
 def _peft_config(names: Sequence[str], lora: configuration.LoraConfig, projector: str | None) -> LoraConfig:
     return LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT only divides it by the rank
         lora_dropout=lora.dropout,
         target_modules=list(names),
         modules_to_save=[projector] if projector else None,
@@ -90,13 +97,13 @@ def collect(peft_model: PeftModel, start: Mapping[str, LoraFactors], projector: 
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, begin in start.items():
-        layer = peft_model.get_submodule(_PREFIX + name)
-        a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+        a, b = _factors(peft_model, name)
         with _gathered([a, b]):
             tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().float().cpu().clone()
-            tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().float().cpu() - begin.b.cpu()
+            # The start is rounded as B is: what training did not change must be zero.
+            tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().float().cpu() - begin.b.cpu().to(b.dtype).float()
     if projector:
-        module = peft_model.get_submodule(_PREFIX + projector).modules_to_save[_ADAPTER]
+        module = peft_model.get_submodule(f"{_PREFIX}{projector}.modules_to_save.{_ADAPTER}")
         for name, parameter in module.named_parameters():
             with _gathered([parameter]):
                 tensors[f"{_PREFIX}{projector}.{name}"] = parameter.detach().float().cpu().clone()
@@ -130,30 +137,60 @@ def replay(model: PreTrainedModel, folders: Sequence[Path]) -> None:
         folders: adapter folders in the order of the stages.
 
     Raises:
-        InputError: an adapter that does not fit the model.
+        InputError: adapters that do not fit the model, all named.
     """
     adapters = [load_tensors(folder / _WEIGHTS) for folder in folders]
+    parameters = dict(model.named_parameters())
+    problems = [
+        f"{folder}: {problem}; the adapter was made for another base model, or the file is not an adapter's."
+        for folder, adapter in zip(folders, adapters, strict=True)
+        for problem in _misfits(parameters, *adapter)
+    ]
+    if problems:
+        raise InputError(*problems)
     layers = sorted({name for _, metadata in adapters for name in metadata["layers"]})
     with torch.no_grad():
         for name in layers:
-            weight = model.get_submodule(name).weight
+            weight = parameters[f"{name}.weight"]
             total = weight.float()
-            for (tensors, metadata), folder in zip(adapters, folders, strict=True):
-                a = tensors[f"{_PREFIX}{name}.lora_A.weight"].to(weight.device)
-                b = tensors[f"{_PREFIX}{name}.lora_B.weight"].to(weight.device)
-                if (b.shape[0], a.shape[1]) != tuple(weight.shape):
-                    raise InputError(
-                        f"{folder}: the adapter of {name} is {b.shape[0]} x {a.shape[1]}, the model's weight "
-                        f"{tuple(weight.shape)}; it was made for another base model."
-                    )
-                total = total.addmm(b, a, alpha=metadata["scale"])
+            for tensors, metadata in adapters:
+                if name in metadata["layers"]:
+                    a = tensors[f"{_PREFIX}{name}.lora_A.weight"].to(weight.device)
+                    b = tensors[f"{_PREFIX}{name}.lora_B.weight"].to(weight.device)
+                    total = total.addmm(b, a, alpha=metadata["scale"])
             weight.copy_(total)
         for tensors, metadata in reversed(adapters):
             if metadata["projector"]:
-                _install(model, metadata["projector"], tensors)
+                for name in _below(metadata["projector"], parameters):
+                    parameters[name].copy_(tensors[_PREFIX + name])
                 break
 
 
-def _install(model: PreTrainedModel, projector: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    for name, parameter in model.get_submodule(projector).named_parameters():
-        parameter.copy_(tensors[f"{_PREFIX}{projector}.{name}"])
+def _below(module: str, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    return [name for name in parameters if name.startswith(f"{module}.")]
+
+
+def _misfits(
+    parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
+) -> Iterator[str]:
+    """What of a stored adapter is missing or has another shape than the model's parameters."""
+    if not {"layers", "scale", "projector"} <= metadata.keys():
+        yield "the layers, the scale and the projector are not stated in the metadata"
+        return
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    for name in metadata["layers"]:
+        weight = parameters.get(f"{name}.weight")
+        a, b = shapes.get(f"{_PREFIX}{name}.lora_A.weight"), shapes.get(f"{_PREFIX}{name}.lora_B.weight")
+        if weight is None or a is None or b is None:
+            yield f"{name} is missing in the {'model' if weight is None else 'file'}"
+        elif (b[0], a[1]) != tuple(weight.shape) or a[0] != b[1]:
+            yield f"{name} has B {b} and A {a}, the model's weight is {tuple(weight.shape)}"
+    projector = metadata["projector"]
+    if projector:
+        names = _below(projector, parameters)
+        if not names:
+            yield f"{projector} is missing in the model"
+        for name in names:
+            stored, own = shapes.get(_PREFIX + name), tuple(parameters[name].shape)
+            if stored != own:
+                yield f"{name} is {stored or 'missing'}, the model's is {own}"

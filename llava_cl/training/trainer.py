@@ -7,6 +7,7 @@ accumulation steps. The samples of each global batch are drawn without regard to
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llava_cl.config import RunConfig, TrainingConfig
 from llava_cl.data import GlobalBatchSampler
-from llava_cl.distributed import World
+from llava_cl.distributed import World, barrier
 from llava_cl.errors import RunError
 from llava_cl.store import read_json, write_json
 
@@ -71,6 +72,7 @@ class _EpochLoader(DataLoader):
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the Trainer before every epoch."""
+        assert isinstance(self.batch_sampler, GlobalBatchSampler)
         self.batch_sampler.set_epoch(epoch)
 
 
@@ -97,6 +99,7 @@ class StageTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """This rank's micro-batches; not prepared by accelerate, which would share them out again."""
+        assert isinstance(self.train_dataset, Dataset)
         return _EpochLoader(
             self.train_dataset,
             batch_sampler=self._sampler,
@@ -108,8 +111,11 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over two groups: adapters at the stage's learning rate, the projector at its own."""
         if self.optimizer is None:
-            adapters, projector = [], []
-            for name, parameter in (model or self.model).named_parameters():
+            adapters: list[torch.nn.Parameter] = []
+            projector: list[torch.nn.Parameter] = []
+            trained = self.model if model is None else model
+            assert trained is not None
+            for name, parameter in trained.named_parameters():
                 if parameter.requires_grad:
                     (projector if "modules_to_save" in name.split(".") else adapters).append(parameter)
             groups: list[dict[str, Any]] = [{"params": adapters, "lr": self.args.learning_rate}]
@@ -151,6 +157,7 @@ class _Watch(TrainerCallback):
         if self._world.size > 1:
             dist.barrier()
         if self._world.is_main:
+            assert args.output_dir is not None
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_json(folder / _COMPLETE, {"ranks": self._world.size, "zero": _zero_of(args)})
 
@@ -175,6 +182,7 @@ def training_arguments(
     *,
     folder: Path,
     steps: int,
+    micro_batch: int,
     accumulation: int,
     bf16: bool,
     device: torch.device,
@@ -189,7 +197,7 @@ def training_arguments(
         output_dir=str(folder),
         num_train_epochs=plan.epochs,
         learning_rate=plan.learning_rate,
-        per_device_train_batch_size=training.micro_batch,
+        per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
         warmup_steps=math.ceil(training.warmup_ratio * steps),
         lr_scheduler_type=training.scheduler,
@@ -208,7 +216,8 @@ def training_arguments(
         remove_unused_columns=False,
         save_strategy="steps" if training.checkpoint_every else "no",
         save_steps=training.checkpoint_every or 500,
-        save_total_limit=1,
+        # The one before stays until the new one is complete.
+        save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
@@ -250,14 +259,14 @@ def train(
         RunError: the loss is not finite.
     """
     training = config.training
-    sampler = GlobalBatchSampler(
-        lengths, training.global_batch, training.micro_batch, world.rank, world.size, plan.seed
-    )
+    micro_batch = training.micro_batch_for(world.size)
+    sampler = GlobalBatchSampler(lengths, training.global_batch, micro_batch, world.rank, world.size, plan.seed)
     args = training_arguments(
         training,
         plan,
         folder=folder,
         steps=len(sampler) // sampler.accumulation_steps * plan.epochs,
+        micro_batch=micro_batch,
         accumulation=sampler.accumulation_steps,
         bf16=config.model.dtype == "bfloat16",
         device=world.device,
@@ -273,6 +282,10 @@ def train(
         callbacks=[_Watch(progress, world)],
     )
     resume = resume_point(folder, world, zero_stage(deepspeed))
+    if resume is None and world.is_main:
+        # Parts of resume points of another number of ranks must not mix with new ones.
+        shutil.rmtree(folder, ignore_errors=True)
+    barrier(world)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     # Otherwise models that this process loads later would be partitioned on loading, as this one was.
     unset_hf_deepspeed_config()

@@ -60,7 +60,7 @@ def run(job: Job, output: Path) -> dict[str, float]:
     overrides = [
         f"seed={job.seed}",
         f"training.learning_rate={job.learning_rate}",
-        "training.micro_batch=16",
+        "distributed.ranks=1",
         f"evaluation.split={job.split}",
     ]
     config = load_config(ROOT / f"configs/runs/playground_{job.stream}_{job.method}.yaml", overrides)

@@ -69,7 +69,7 @@ def test_failing_rank_is_named_and_stops_the_job(tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny.run_content(tmp_path))
     (tmp_path / "data/images/Colour/3.png").write_bytes(b"no image")
     process = start(config, tmp_path / "run")
-    assert process.wait(300) == 1
+    assert process.wait(300) == 2
     said = (tmp_path / "run.log").read_text()
     assert "error: stage 1, rank" in said
     assert "Colour/3.png" in said

@@ -63,9 +63,9 @@ def test_interrupted_step_is_repeated_and_nothing_else(
     assert step not in done
     run_here(config, output)
     assert result_hashes(output) == result_hashes(undisturbed)
-    assert {
-        name: (output / "stages/02-Tone/steps" / f"{name}.json").stat().st_mtime_ns for name in done
-    } == times, "a recorded step was done again"
+    assert {name: (output / "stages/02-Tone/steps" / f"{name}.json").stat().st_mtime_ns for name in done} == times, (
+        "a recorded step was done again"
+    )
 
 
 def test_complete_run_does_nothing_again(folder: Path, undisturbed: Path) -> None:

@@ -107,11 +107,8 @@ def score(
     if scorer is None:
         raise InputError(f"unknown scorer '{scorer_name}'; known: {', '.join(sorted(SCORERS))}.")
     predictions, problems = _matched(questions, answers)
-    if scorer.needs_image:
-        wrong = [question.id for question in questions if len(question.images) != 1]
-        problems += _listed(wrong, "questions do not have one image, whose name tells the scorer the source")
+    problems += reference_problems(scorer_name, questions, references)
     if scorer.captions is not None:
-        problems += _reference_problems(questions, references)
         broken = [id_ for id_, text in predictions.items() if _SURROGATE.search(text)]
         problems += _listed(broken, "predictions hold half of a surrogate pair, which is no character")
     if problems:
@@ -160,9 +157,16 @@ def _matched(
     return {question.id: texts.get(question.id, "") for question in questions}, problems
 
 
-def _reference_problems(
-    questions: Sequence[QuestionRecord], references: Mapping[int, CaptionReference] | None
+def reference_problems(
+    scorer_name: str, questions: Sequence[QuestionRecord], references: Mapping[int, CaptionReference] | None
 ) -> list[str]:
+    """What keeps a scorer from scoring these questions, whatever the predictions are: one sentence each."""
+    scorer = SCORERS[scorer_name]
+    if scorer.needs_image:
+        wrong = [question.id for question in questions if len(question.images) != 1]
+        return _listed(wrong, "questions do not have one image, whose name tells the scorer the source")
+    if not scorer.needs_references:
+        return []
     if references is None:
         return ["references: a caption score needs the file of reference captions."]
     positions = range(1, len(questions) + 1)
