@@ -77,6 +77,32 @@ def check(
 
 
 @app.command()
+def score(
+    benchmark: Annotated[str, typer.Option(help="Name of a shipped benchmark, or a benchmark YAML.")],
+    task: Annotated[str, typer.Option(help="A task of the benchmark.")],
+    questions: Annotated[Path, typer.Option(help="The task's test file.")],
+    answers: Annotated[Path, typer.Option(help="Predictions: JSON Lines of question_id and text.")],
+    references: Annotated[Path | None, typer.Option(help="Caption references, COCO style.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score recorded predictions of one task, without a model."""
+    from llava_cl.config import load_benchmark, shipped_benchmarks
+    from llava_cl.errors import InputError
+    from llava_cl.pipeline.scoring import score_files
+
+    stream = load_benchmark(shipped_benchmarks().get(benchmark, Path(benchmark)))
+    tasks = {entry.name: entry for entry in (*stream.tasks, *stream.probes)}
+    if task not in tasks:
+        raise InputError(f"--task {task}: {stream.name} has {', '.join(tasks)}.")
+    result = score_files(tasks[task], questions, answers, references)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    strict = "" if result["strict_score"] is None else f" (strict {result['strict_score']:.2f})"
+    Console().print(f"{task}: {result['score']:.2f}{strict} percent of {result['items']} items", highlight=False)
+
+
+@app.command()
 def report(
     run_dirs: Annotated[list[Path], typer.Argument(help="One run directory, or several to compare.")],
     output: Annotated[Path, typer.Option(help="Where a comparison is written.")] = Path("comparison.html"),
@@ -86,6 +112,17 @@ def report(
 
     page = write_report(run_dirs[0]) if len(run_dirs) == 1 else compare_runs(run_dirs, output)
     Console().print(str(page), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def benchmarks() -> None:
+    """List the shipped benchmarks and their tasks."""
+    from llava_cl.config import load_benchmark, shipped_benchmarks
+
+    for name, file in shipped_benchmarks().items():
+        stream = load_benchmark(file)
+        tasks = ", ".join(task.name for task in stream.tasks)
+        Console().print(f"{name}: {stream.description} {tasks}", highlight=False, soft_wrap=True)
 
 
 @app.command()

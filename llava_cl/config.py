@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from llava_cl.errors import InputError
 
+_SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 _FILE_SECTIONS = ("benchmark", "model", "method")
 _NOT_IDENTITY = (
     ("", "name"),
@@ -36,6 +37,9 @@ _NOT_IDENTITY = (
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_AnySection = TypeVar("_AnySection", bound=_Section)
 
 
 class TaskConfig(_Section):
@@ -279,6 +283,20 @@ def _load_content(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return content
 
 
+def load_benchmark(file: Path) -> BenchmarkConfig:
+    """Reads a benchmark file.
+
+    Raises:
+        InputError: unreadable, broken YAML or wrong content; all problems at once.
+    """
+    return _validated(BenchmarkConfig, _read_yaml(file), str(file))
+
+
+def shipped_benchmarks() -> dict[str, Path]:
+    """The benchmark files that come with the project, by name."""
+    return {file.stem: file for file in sorted((_SHIPPED / "benchmarks").glob("*.yaml"))}
+
+
 def apply_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Applies `a.b=c` overrides to a nested mapping; values are read as YAML.
 
@@ -323,8 +341,12 @@ def validate_config(content: Mapping[str, Any], source: str) -> RunConfig:
     Raises:
         InputError: one problem for each wrong key.
     """
+    return _validated(RunConfig, content, source)
+
+
+def _validated(model: type[_AnySection], content: Mapping[str, Any], source: str) -> _AnySection:
     try:
-        return RunConfig.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         problems = []
         for item in error.errors():

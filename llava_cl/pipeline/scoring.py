@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from llava_cl.config import EvaluationConfig, RunConfig, TaskConfig
 from llava_cl.data import QuestionRecord, load_caption_references, load_question_records
-from llava_cl.evaluation.scorers import SCORERS, score
+from llava_cl.evaluation.scorers import SCORERS, ScoreResult, score
 from llava_cl.store import StageDirectory, read_jsonl, write_json
 
 
@@ -36,17 +38,36 @@ def score_stage(config: RunConfig, directory: StageDirectory) -> None:
         questions = load_question_records(config.data_root / question_file)
         references = load_caption_references(config.data_root / reference_file) if reference_file else None
         answers = read_jsonl(predictions_file(directory, task.name))
-        result = score(task.scorer, questions, answers, references)
         scores[task.name] = {
             "scorer": task.scorer,
-            "score": result.score,
-            "strict_score": result.strict_score,
-            "items": result.items,
-            "metrics": result.metrics,
             "majority": None if SCORERS[task.scorer].needs_references else _majority(questions),
-            "credits": {str(question): credit for question, credit in result.credits.items()},
+            **_as_json(score(task.scorer, questions, answers, references)),
         }
     write_json(directory.scores, {"scores": scores})
+
+
+def score_files(task: TaskConfig, questions: Path, answers: Path, references: Path | None) -> dict[str, Any]:
+    """Scores one task's predictions from files alone.
+
+    Args:
+        task: the task, for its scorer.
+        questions: JSON array of `{"question_id", "image", "text", "answer"}`.
+        answers: JSON Lines of `{"question_id", "text"}`, in any order.
+        references: COCO style captions, for caption tasks.
+
+    Returns:
+        `task`, `score` and `strict_score` (percent), `items`, `metrics` (percent), `credits` by question id.
+
+    Raises:
+        InputError: files that cannot be read, or predictions that do not match the questions.
+    """
+    captions = load_caption_references(references) if references else None
+    result = score(task.scorer, load_question_records(questions), read_jsonl(answers), captions)
+    return {"task": task.name, **_as_json(result)}
+
+
+def _as_json(result: ScoreResult) -> dict[str, Any]:
+    return {**asdict(result), "credits": {str(question): credit for question, credit in result.credits.items()}}
 
 
 def _majority(questions: Sequence[QuestionRecord]) -> float:

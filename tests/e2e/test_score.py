@@ -1,0 +1,43 @@
+"""`llava-cl score` on the reference files of all benchmark tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llava_cl import cli
+
+SCORERS = Path(__file__).parents[1] / "golden" / "scorers"
+TASKS = {
+    "ucit": ["ImageNet-R", "ArxivQA", "IconQA", "CLEVR-Math"],
+    "dcl": ["RS", "Med", "AD", "Sci", "Fin"],
+}
+
+
+@pytest.mark.parametrize(("benchmark", "task"), [(name, task) for name, tasks in TASKS.items() for task in tasks])
+def test_score_of_reference_predictions(
+    benchmark: str, task: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = SCORERS / task
+    files = ["--questions", str(folder / "questions.json"), "--answers", str(folder / "answers.jsonl")]
+    monkeypatch.setattr("sys.argv", ["llava-cl", "score", "--benchmark", benchmark, "--task", task, *files, "--json"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert not exit_.value.code
+    result = json.loads(capsys.readouterr().out)
+    expected = json.loads((folder / "expected.json").read_text())
+    assert result["task"] == task
+    assert result["score"] == pytest.approx(expected["score"], abs=1e-9)
+    assert result["items"] == expected["n"]
+    assert result["credits"] == {str(item["question_id"]): item["credit"] for item in expected["credits"]}
+
+
+def test_unknown_task_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["score", "--benchmark", "ucit", "--task", "RS", "--questions", "q.json", "--answers", "a.jsonl"]
+    monkeypatch.setattr("sys.argv", ["llava-cl", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2
+    assert "ImageNet-R" in capsys.readouterr().err
