@@ -24,6 +24,7 @@ class _SupervisedLoss:
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         per_sample: bool = False,
+        logits_to_keep: torch.Tensor | int = 0,
         **kwargs: Any,
     ) -> Any:
         """The loss of a batch; without `labels`, the model's own forward (used by `generate`).
@@ -35,13 +36,15 @@ class _SupervisedLoss:
             labels: `[batch, length]`, -100 = ignored, not yet shifted.
             num_items_in_batch: divisor of the summed token losses; default the batch's own supervised tokens.
             per_sample: return the sum over samples of each sample's mean token loss instead.
+            logits_to_keep: without `labels`, how many last positions get logits, 0 = all; `generate` looks for
+                this argument, and without it would compute the logits of the whole prompt.
             kwargs: passed on to the model's own forward.
         """
         if pixel_values is not None:
             pixel_values = pixel_values.to(self.dtype)
         inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
         if labels is None:
-            return super().forward(**inputs, **kwargs)  # type: ignore[misc]
+            return super().forward(**inputs, logits_to_keep=logits_to_keep, **kwargs)  # type: ignore[misc]
         hidden = self.model(**inputs, use_cache=False, blank_image=pixel_values is None).last_hidden_state
         targets = labels[:, 1:]
         supervised = targets != -100

@@ -214,6 +214,7 @@ def training_arguments(
         seed=plan.seed,
         dataloader_num_workers=training.workers,
         remove_unused_columns=False,
+        average_tokens_across_devices=True,
         save_strategy="steps" if training.checkpoint_every else "no",
         save_steps=training.checkpoint_every or 500,
         # The one before stays until the new one is complete.
