@@ -67,15 +67,6 @@ def zero_stage(deepspeed: dict[str, Any] | None) -> int:
     return int((deepspeed or {}).get("zero_optimization", {}).get("stage", 0))
 
 
-class _EpochLoader(DataLoader):
-    """A loader over the rank's own batches that hands the epoch to its batch sampler."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before every epoch."""
-        assert isinstance(self.batch_sampler, GlobalBatchSampler)
-        self.batch_sampler.set_epoch(epoch)
-
-
 class StageTrainer(Trainer):
     """The Trainer over our own sampler, with one learning rate for adapters and one for the projector."""
 
@@ -100,7 +91,7 @@ class StageTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """This rank's micro-batches; not prepared by accelerate, which would share them out again."""
         assert isinstance(self.train_dataset, Dataset)
-        return _EpochLoader(
+        return DataLoader(
             self.train_dataset,
             batch_sampler=self._sampler,
             collate_fn=self.data_collator,
@@ -132,11 +123,16 @@ class StageTrainer(Trainer):
 
 
 class _Watch(TrainerCallback):
-    """Reports progress, stops on a loss that is not finite, and marks resume points complete."""
+    """Tells the sampler the epoch, reports progress, stops on a bad loss, and marks resume points complete."""
 
-    def __init__(self, progress: Callable[[int, int], None], world: World) -> None:
+    def __init__(self, sampler: GlobalBatchSampler, progress: Callable[[int, int], None], world: World) -> None:
+        self._sampler = sampler
         self._progress = progress
         self._world = world
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # Not every transformers 5 does so itself in the epoch in which training is resumed.
+        self._sampler.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._progress(state.global_step, state.max_steps)
@@ -280,7 +276,7 @@ def train(
         sampler=sampler,
         collate=collate,
         projector_learning_rate=training.projector_learning_rate,
-        callbacks=[_Watch(progress, world)],
+        callbacks=[_Watch(sampler, progress, world)],
     )
     resume = resume_point(folder, world, zero_stage(deepspeed))
     if resume is None and world.is_main:

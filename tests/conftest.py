@@ -1,0 +1,26 @@
+"""What all tests share: a quiet, single-threaded, offline process, and one tiny run for the session."""
+
+import os
+
+os.environ.update(
+    OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DS_ACCELERATOR="cpu", DS_BUILD_OPS="0"
+)
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import run_content
+from transformers.utils import logging as transformers_logging
+
+torch.set_num_threads(1)
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model` and `data` of `tiny.run_content`; read it, never write to it."""
+    folder = tmp_path_factory.mktemp("tiny_run")
+    run_content(folder)
+    return folder

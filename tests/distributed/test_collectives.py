@@ -1,0 +1,98 @@
+"""The few collectives of the package, and how work is dealt out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranks import run_ranks
+
+from llava_cl.distributed import (
+    World,
+    all_reduce_sum,
+    exchange_tensors,
+    full_precision_matmul,
+    gather_objects,
+    local_share,
+    reduce_sums,
+    share_out,
+)
+
+ALONE = World(0, 1, torch.device("cpu"))
+OWNERS = {"a": 0, "b": 1, "c": 2, "d": 1}
+
+
+def _tensor(name: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(ord(name))
+    shape = {"a": (2, 3), "b": (4,), "c": (5, 0), "d": (3, 2)}[name]
+    return torch.randn(shape, generator=generator, dtype=torch.float64 if name == "b" else torch.float32)
+
+
+def _collectives(world: World) -> dict[str, Any]:
+    sums = {name: torch.full((2,), float(world.rank + number)) for number, name in enumerate("xyz")}
+    owners = {"x": 2, "y": 0, "z": 2}
+    reduce_sums(sums, owners, world)
+    owned = {name: _tensor(name).T if name == "d" else _tensor(name) for name, o in OWNERS.items() if o == world.rank}
+    return {
+        "exchanged": exchange_tensors(owned, {**OWNERS, "nobody's": 0}, world),
+        "summed": all_reduce_sum(torch.tensor(world.rank + 1), world).item(),
+        "reduced": {name: tensor for name, tensor in sums.items() if owners[name] == world.rank},
+        "gathered": gather_objects({"rank": world.rank}, world),
+        "share": local_share(list(range(10)), world),
+        "main": world.is_main,
+    }
+
+
+@pytest.mark.distributed
+def test_collectives_on_three_ranks() -> None:
+    results = run_ranks(_collectives, 3)
+    for result in results:
+        assert result["exchanged"].keys() == OWNERS.keys()
+        for name, tensor in result["exchanged"].items():
+            expected = _tensor(name).T if name == "d" else _tensor(name)
+            assert tensor.dtype == expected.dtype
+            assert torch.equal(tensor, expected)
+        assert result["summed"] == 6
+        assert result["gathered"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+    assert [result["main"] for result in results] == [True, False, False]
+    assert sorted(item for result in results for item in result["share"]) == list(range(10))
+    reduced = [{name: tensor.tolist() for name, tensor in result["reduced"].items()} for result in results]
+    assert reduced == [{"y": [6.0, 6.0]}, {}, {"x": [3.0, 3.0], "z": [9.0, 9.0]}]
+
+
+def test_one_process_needs_no_group() -> None:
+    tensor = torch.arange(3)
+    assert torch.equal(exchange_tensors({"a": tensor}, {"a": 0}, ALONE)["a"], tensor)
+    assert gather_objects("x", ALONE) == ["x"]
+    assert all_reduce_sum(tensor, ALONE) is tensor
+    assert local_share([1, 2], ALONE) == [1, 2]
+    sums = {"a": tensor.clone()}
+    reduce_sums(sums, {"a": 0}, ALONE)
+    assert torch.equal(sums["a"], tensor)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.text(min_size=1), st.floats(0, 100), max_size=30), st.integers(1, 8))
+def test_work_is_shared_out_evenly_and_alike_on_every_rank(costs: dict[str, float], size: int) -> None:
+    owners = share_out(costs, size)
+    assert owners.keys() == costs.keys()
+    assert owners == share_out(dict(reversed(costs.items())), size)
+    loads = [sum(costs[name] for name in costs if owners[name] == rank) for rank in range(size)]
+    # The bound of longest-first scheduling: no rank exceeds the mean by more than one item.
+    assert max(loads) <= sum(loads) / size + max(costs.values(), default=0) + 1e-9
+
+
+def test_reduced_precision_is_off_inside_and_as_before_afterwards() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for state in (True, False):
+            torch.backends.cuda.matmul.allow_tf32 = state
+            with pytest.raises(KeyError), full_precision_matmul():
+                assert not torch.backends.cuda.matmul.allow_tf32
+                raise KeyError
+            assert torch.backends.cuda.matmul.allow_tf32 is state
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,0 +1,199 @@
+"""A stage's training: the same for every number of ranks and ZeRO stage, and resumable to the last bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import RankFailed, run_ranks
+from training_job import Trained, TrainingJob, run_training
+
+pytestmark = pytest.mark.distributed
+
+LAYOUTS: dict[str, tuple[int, int | None]] = {
+    "ddp-2": (2, None),
+    "zero1-2": (2, 1),
+    "zero2-2": (2, 2),
+    "zero3-2": (2, 3),
+    "zero2-4": (4, 2),
+}
+TWO_EPOCHS: dict[str, Any] = {"gradient_b": True, "training": {"epochs": 2}}
+"""3 steps an epoch, the third on 5 of 8 samples; B starts from other values than zero."""
+
+Job = Callable[..., TrainingJob]
+Undisturbed = Callable[[int, int | None], list[Trained]]
+
+
+@pytest.fixture(scope="module")
+def job(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job with a scratch folder of its own."""
+
+    def make(**changes: Any) -> TrainingJob:
+        return TrainingJob(tiny_run, tmp_path_factory.mktemp("scratch"), **changes)
+
+    return make
+
+
+def _run(size: int, job: TrainingJob) -> list[Trained]:
+    return run_ranks(run_training, size, job, use_deepspeed=job.zero is not None)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: Job) -> Undisturbed:
+    """Two epochs without a stop on so many ranks with this ZeRO stage; each is run once."""
+    return functools.cache(lambda size, zero: _run(size, job(zero=zero, **TWO_EPOCHS)))
+
+
+@pytest.fixture(scope="module")
+def alone(undisturbed: Undisturbed) -> Trained:
+    return undisturbed(1, None)[0]
+
+
+@pytest.fixture(scope="module", params=LAYOUTS.values(), ids=list(LAYOUTS))
+def shared_out(request: pytest.FixtureRequest, undisturbed: Undisturbed) -> list[Trained]:
+    return undisturbed(*request.param)
+
+
+def _relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((value - expected).norm() / expected.norm().clamp_min(1e-12))
+
+
+def _assert_equal(result: Trained, expected: Trained, *, bound: float = 0.0) -> None:
+    """Log and tensors equal: relatively to `bound`, or bit for bit."""
+    assert [row["step"] for row in result.rows] == [row["step"] for row in expected.rows]
+    assert result.tensors.keys() == expected.tensors.keys()
+    for row, other in zip(result.rows, expected.rows, strict=True):
+        assert row["learning_rate"] == pytest.approx(other["learning_rate"], rel=1e-12)
+        assert row["loss"] == pytest.approx(other["loss"], rel=bound, abs=0)
+    for name, tensor in result.tensors.items():
+        if bound:
+            assert _relative_error(tensor, expected.tensors[name]) < bound, name
+        else:
+            assert torch.equal(tensor, expected.tensors[name]), name
+
+
+def test_ranks_and_zero_stages_change_nothing(alone: Trained, shared_out: list[Trained]) -> None:
+    for result in shared_out:
+        _assert_equal(result, alone, bound=1e-5)
+        assert [row["loss"] for row in result.rows] == pytest.approx([row["loss"] for row in alone.rows], rel=1e-6)
+
+
+def test_all_ranks_collect_whole_tensors(shared_out: list[Trained]) -> None:
+    first = shared_out[0]
+    assert {name.rpartition(".lora_")[0] for name in first.tensors if ".lora_" in name} == {
+        f"base_model.model.{layer}" for layer in first.factors
+    }
+    for layer, factors in first.factors.items():
+        assert first.tensors[f"base_model.model.{layer}.lora_A.weight"].shape == factors.a.shape
+        assert first.tensors[f"base_model.model.{layer}.lora_B.weight"].shape == factors.b.shape
+    projector = "base_model.model.model.multi_modal_projector."
+    assert {name: first.tensors[projector + name].shape for name in first.projector} == {
+        name: value.shape for name, value in first.projector.items()
+    }
+    assert len(first.tensors) == 2 * len(first.factors) + len(first.projector)
+    for other in shared_out[1:]:
+        assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in first.tensors.items())
+
+
+def test_frozen_a_is_unchanged(shared_out: list[Trained]) -> None:
+    for layer, factors in shared_out[0].factors.items():
+        assert torch.equal(shared_out[0].tensors[f"base_model.model.{layer}.lora_A.weight"], factors.a)
+        assert shared_out[0].tensors[f"base_model.model.{layer}.lora_B.weight"].any()
+
+
+def test_a_model_loaded_afterwards_is_whole(shared_out: list[Trained]) -> None:
+    assert all(result.whole_afterwards for result in shared_out)
+
+
+def test_progress_is_reported_on_every_step(shared_out: list[Trained]) -> None:
+    assert all(result.progress == [(step, 6) for step in range(1, 7)] for result in shared_out)
+
+
+@pytest.mark.parametrize(
+    "change", [{"gradient_checkpointing": True}, {"micro_batch": 8}], ids=lambda change: next(iter(change))
+)
+def test_what_changes_speed_or_memory_alone_changes_nothing(job: Job, alone: Trained, change: dict[str, Any]) -> None:
+    for result in _run(2, job(gradient_b=True, training={"epochs": 2, **change})):
+        _assert_equal(result, alone, bound=1e-5)
+
+
+def test_bfloat16_stays_close(job: Job, alone: Trained) -> None:
+    """Under DeepSpeed adapters are bfloat16, with fp32 masters of what is trained; else they are fp32."""
+    for size, zero in ((1, None), (2, 2)):
+        result = _run(size, job(dtype="bfloat16", zero=zero, **TWO_EPOCHS))[0]
+        assert [row["loss"] for row in result.rows] == pytest.approx([row["loss"] for row in alone.rows], rel=0.02)
+        for layer, factors in result.factors.items():
+            rounded = factors.a.bfloat16().float() if zero else factors.a
+            assert torch.equal(result.tensors[f"base_model.model.{layer}.lora_A.weight"], rounded)
+            trained = result.tensors[f"base_model.model.{layer}.lora_B.weight"]
+            assert 0.5 < trained.norm() / alone.tensors[f"base_model.model.{layer}.lora_B.weight"].norm() < 2
+
+
+def test_a_is_trained_where_the_method_asks(job: Job) -> None:
+    result = _run(2, job(train_a=True, zero=2))[0]
+    for layer, factors in result.factors.items():
+        moved = result.tensors[f"base_model.model.{layer}.lora_A.weight"] - factors.a
+        assert moved.abs().max() > 1e-4, layer
+
+
+def test_first_step_moves_each_group_by_its_own_learning_rate(job: Job) -> None:
+    """Adam's first step moves every entry by the learning rate, whatever its gradient."""
+    rates = {"learning_rate": 3e-3, "projector_learning_rate": 7e-4, "scheduler": "constant"}
+    result = _run(1, job(kinds="i" * 8, training=rates))[0]
+    assert len(result.rows) == 1
+    for layer in result.factors:
+        moved = result.tensors[f"base_model.model.{layer}.lora_B.weight"]
+        assert moved.abs().median().item() == pytest.approx(3e-3, rel=1e-3)
+    for name, start in result.projector.items():
+        moved = result.tensors[f"base_model.model.model.multi_modal_projector.{name}"] - start
+        assert moved.abs().median().item() == pytest.approx(7e-4, rel=1e-2)
+
+
+def test_a_frozen_projector_is_neither_trained_nor_collected(job: Job) -> None:
+    result = _run(2, job(kinds="itttiiit", training={"projector_learning_rate": None}))[0]
+    assert not any("projector" in name for name in result.tensors)
+    assert len(result.tensors) == 2 * len(result.factors)
+
+
+@pytest.mark.parametrize(
+    ("size", "zero"), [(1, None), (2, None), (2, 2), (2, 3)], ids=["alone", "ddp", "zero2", "zero3"]
+)
+def test_resumed_training_is_the_undisturbed_one(
+    job: Job, undisturbed: Undisturbed, size: int, zero: int | None
+) -> None:
+    killed = job(zero=zero, gradient_b=True, training={"epochs": 2, "checkpoint_every": 2}, die_at=5)
+    with pytest.raises(RankFailed, match="died"):
+        _run(size, killed)
+    assert json.loads((killed.scratch / "checkpoint-4" / "complete.json").read_text()) == {
+        "ranks": size,
+        "zero": zero or 0,
+    }
+    again = dataclasses.replace(killed, die_at=None)
+    # The second time all steps are done, as after a kill before the adapter was stored.
+    for steps in ([(5, 6), (6, 6)], []):
+        for result, expected in zip(_run(size, again), undisturbed(size, zero), strict=True):
+            assert result.progress == steps
+            _assert_equal(result, expected)
+
+
+def test_a_half_written_resume_point_gives_way_to_the_one_before(job: Job, alone: Trained) -> None:
+    killed = job(gradient_b=True, training={"epochs": 2, "checkpoint_every": 1}, die_at=5)
+    with pytest.raises(RankFailed, match="died"):
+        _run(1, killed)
+    (killed.scratch / "checkpoint-4" / "complete.json").unlink()
+    (killed.scratch / "checkpoint-4" / "optimizer.pt").write_bytes(b"half")
+    resumed = _run(1, dataclasses.replace(killed, die_at=None))[0]
+    assert resumed.progress == [(4, 6), (5, 6), (6, 6)]
+    _assert_equal(resumed, alone)
+
+
+@pytest.mark.parametrize("zero", [None, 2], ids=["ddp", "zero2"])
+def test_a_loss_that_is_not_finite_stops_the_run(job: Job, zero: int | None) -> None:
+    with pytest.raises(RankFailed, match="RunError: the training loss is nan at step 1"):
+        _run(2, job(poison=True, zero=zero))

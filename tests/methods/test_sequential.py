@@ -1,0 +1,24 @@
+"""Sequential LoRA: plain LoRA that protects nothing."""
+
+from __future__ import annotations
+
+import torch
+
+from llava_cl.config import MethodConfig
+from llava_cl.methods import LayerStatistics, build_method
+
+
+def test_it_is_plain_lora() -> None:
+    method = build_method(MethodConfig(name="sequential"))
+    assert method.train_a
+    assert method.before == method.after == frozenset()
+    assert method.initial_basis(torch.randn(4, 6)) is None
+    assert method.protect(LayerStatistics(), None) is None
+
+    def start(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return method.initialise((4, 6), 2, LayerStatistics(), None, torch.Generator().manual_seed(seed))
+
+    a, b = start(0)
+    assert not b.any()
+    assert torch.equal(a, start(0)[0])
+    assert not torch.equal(a, start(1)[0])

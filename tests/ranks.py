@@ -1,0 +1,124 @@
+"""Runs a function on several gloo ranks on the CPU, each forked from a server that has imported everything."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from llava_cl.distributed import free_port, init_world
+
+_PRELOADED = [
+    "deepspeed",
+    "deepspeed.module_inject",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "peft",
+    "pytest",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.llava.modeling_llava",
+    "llava_cl.models.llava",
+    "llava_cl.training.adapters",
+    "llava_cl.training.statistics",
+    "llava_cl.training.trainer",
+]
+
+
+class RankFailed(Exception):
+    """A rank raised, died, or did not finish in time; the message holds its traceback."""
+
+
+def run_ranks(
+    function: Callable[..., Any], size: int, *args: Any, use_deepspeed: bool = False, timeout: float = 120
+) -> list[Any]:
+    """Calls `function(world, *args)` on `size` ranks that have joined one process group.
+
+    Args:
+        function: importable from its module; runs in processes of its own, so it returns what is to be checked.
+        size: number of ranks.
+        args: passed on; pickled, as is the result.
+        use_deepspeed: join the process group through DeepSpeed.
+        timeout: seconds after which all ranks are killed.
+
+    Returns:
+        The results in rank order.
+
+    Raises:
+        RankFailed: with the traceback of the first rank that failed; the other ranks are killed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    payload = pickle.dumps((function, args))
+    port = free_port()
+    processes = []
+    pending: dict[multiprocessing.connection.Connection, int] = {}
+    try:
+        for rank in range(size):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_rank, args=(sender, payload, rank, size, port, use_deepspeed), daemon=True
+            )
+            process.start()
+            sender.close()
+            processes.append(process)
+            pending[receiver] = rank
+        return _results(pending, time.monotonic() + timeout)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+            process.close()
+
+
+def _results(pending: dict[multiprocessing.connection.Connection, int], deadline: float) -> list[Any]:
+    results: list[Any] = [None] * len(pending)
+    while pending:
+        ready = multiprocessing.connection.wait(list(pending), max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise RankFailed(f"ranks {sorted(pending.values())} did not finish in time")
+        for receiver in ready:
+            assert isinstance(receiver, multiprocessing.connection.Connection)
+            rank = pending.pop(receiver)
+            try:
+                succeeded, results[rank] = pickle.loads(receiver.recv_bytes())
+            except EOFError:
+                raise RankFailed(f"rank {rank} died") from None
+            finally:
+                receiver.close()
+            if not succeeded:
+                raise RankFailed(f"rank {rank}:\n{results[rank]}")
+    return results
+
+
+def _rank(
+    sender: multiprocessing.connection.Connection, payload: bytes, rank: int, size: int, port: int, use_deepspeed: bool
+) -> None:
+    """One rank: the environment that torchrun sets, the process group, the function, and the answer."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        CUDA_VISIBLE_DEVICES="",
+    )
+    torch.set_num_threads(1)
+    # DeepSpeed collects garbage often, and would walk over all that the server has imported.
+    gc.freeze()
+    try:
+        function, args = pickle.loads(payload)
+        world = init_world(use_deepspeed=use_deepspeed, timeout_minutes=2)
+        answer = pickle.dumps((True, function(world, *args)))
+    except Exception:  # noqa: BLE001 - raised again in the parent
+        answer = pickle.dumps((False, traceback.format_exc()))
+    sender.send_bytes(answer)
+    # A normal exit could wait for ranks that wait for this one.
+    os._exit(0)

@@ -1,0 +1,91 @@
+"""Files are complete or absent, and what cannot be read is said with its place."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_cl.errors import InputError
+from llava_cl.store import file_hash, read_json, read_jsonl, write_json, write_jsonl, write_text
+from llava_cl.store.files import atomic_path
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "file.txt"
+    write_text(file, "old")
+    with pytest.raises(RuntimeError), atomic_path(file) as temporary:
+        temporary.write_text("half of the ne")
+        assert file.read_text() == "old"
+        raise RuntimeError
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_new_file_appears_only_when_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "new" / "file.txt"
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(file.exists()))
+    with atomic_path(file) as temporary:
+        temporary.write_text("text")
+        assert temporary.parent == file.parent  # a rename is atomic within one file system only
+        assert not file.exists()
+    assert file.read_text() == "text"
+    assert synced == [False], "flushed to the disk before the rename"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_nothing_is_written_where_a_value_cannot_be_stored(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"loss": math.nan})
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_is_the_same_bytes_in_any_order_of_keys(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": 1, "ä": [1, 2]})
+    write_json(tmp_path / "b.json", {"ä": [1, 2], "x": 1})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert read_json(tmp_path / "a.json") == {"x": 1, "ä": [1, 2]}
+
+
+def test_jsonl_holds_one_object_a_line(tmp_path: Path) -> None:
+    rows = [{"text": "two\nlines", "n": 1}, {"text": "Zürich\u2028", "n": 2}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert (tmp_path / "rows.jsonl").read_bytes().count(b"\n") == 2
+    assert read_jsonl(tmp_path / "rows.jsonl") == rows
+    write_jsonl(tmp_path / "none.jsonl", [])
+    assert read_jsonl(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("read", [read_json, read_jsonl])
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(None, "cannot be read"), (b'{"a": 1}\n{"a"', "not valid JSON|line 2"), (b"\xff\xfe", "JSON")],
+)
+def test_what_cannot_be_read_is_named(
+    tmp_path: Path, read: Callable[[Path], Any], content: bytes | None, named: str
+) -> None:
+    file = tmp_path / "file"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=named) as error:
+        read(file)
+    assert str(error.value).startswith(f"{file}: ")
+
+
+def test_a_line_that_is_no_object_is_numbered(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}\n[2]\n')
+    with pytest.raises(InputError, match="line 2 is not a JSON object"):
+        read_jsonl(file)
+
+
+def test_file_hash_is_sha256_of_the_bytes(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000  # more than one block
+    (tmp_path / "file").write_bytes(content)
+    assert file_hash(tmp_path / "file") == hashlib.sha256(content).hexdigest()

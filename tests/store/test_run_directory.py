@@ -1,0 +1,166 @@
+"""Manifests: what is recorded as complete is complete, unchanged, and belongs together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llava_cl.errors import InputError
+from llava_cl.store import RunDirectory, StageDirectory, read_json, write_json, write_text
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run", ["Colour", "Tone"])
+
+
+@pytest.fixture
+def stage(run: RunDirectory) -> StageDirectory:
+    """Stage 1 with one recorded step of two files."""
+    stage = run.stage(1)
+    write_text(stage.train_log, "log")
+    write_text(stage.adapter / "weights", "weights")
+    stage.record_step("train", [stage.train_log, stage.adapter / "weights"], seconds={"train": 1.5})
+    return stage
+
+
+def test_layout_is_the_documented_one(run: RunDirectory) -> None:
+    assert run.manifest == run.path / "run.json"
+    assert run.metrics == run.path / "metrics.json"
+    assert run.matrix == run.path / "accuracy_matrix.csv"
+    assert run.stage(0).path == run.path / "stages" / "00-base"
+    assert [stage.path.name for stage in run.stages()] == ["01-Colour", "02-Tone"]
+    stage = run.stage(2)
+    assert {
+        path.relative_to(stage.path).as_posix()
+        for path in (
+            stage.adapter,
+            stage.subspace,
+            stage.predictions,
+            stage.scores,
+            stage.train_log,
+            stage.timings,
+            stage.manifest,
+        )
+    } == {
+        "adapter",
+        "subspace.safetensors",
+        "predictions",
+        "scores.json",
+        "train_log.jsonl",
+        "timings.json",
+        "stage.json",
+    }
+
+
+def test_a_step_is_done_once_it_is_recorded(run: RunDirectory, stage: StageDirectory) -> None:
+    assert stage.step_done("train")
+    assert not stage.step_done("protect")
+    assert not run.stage(2).step_done("train")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_a_damaged_file_of_a_done_step_is_named(stage: StageDirectory, damage: str) -> None:
+    file = stage.adapter / "weights"
+    if damage == "flipped":
+        content = bytearray(file.read_bytes())
+        content[3] ^= 1
+        file.write_bytes(content)
+    else:
+        file.unlink()
+    said = {"flipped": "has changed since it was recorded", "missing": "is missing"}[damage]
+    with pytest.raises(InputError) as error:
+        stage.step_done("train")
+    assert str(error.value).startswith(f"{file}: {said}. Restore it, or move ")
+
+
+def test_a_step_whose_file_does_not_exist_cannot_be_recorded(stage: StageDirectory) -> None:
+    with pytest.raises(FileNotFoundError):
+        stage.record_step("score", [stage.scores])
+    assert not stage.step_done("score")
+
+
+def test_facts_of_all_steps_are_kept(stage: StageDirectory) -> None:
+    stage.record_step("protect", [], seconds={"protect": 2.0})
+    assert {fact["step"]: fact["seconds"] for fact in stage.step_facts()} == {
+        "train": {"train": 1.5},
+        "protect": {"protect": 2.0},
+    }
+
+
+def test_commit_covers_the_files_of_all_steps(stage: StageDirectory) -> None:
+    write_text(stage.scores, "scores")
+    stage.record_step("score", [stage.scores])
+    assert not stage.committed
+    stage.commit("before")
+    assert stage.committed
+    assert read_json(stage.manifest)["files"].keys() == {"train_log.jsonl", "adapter/weights", "scores.json"}
+    stage.verify("before")
+    write_text(stage.scores, "other")
+    with pytest.raises(InputError, match=r"scores\.json: has changed"):
+        stage.verify("before")
+
+
+def test_a_stage_after_other_stages_is_refused(run: RunDirectory, stage: StageDirectory) -> None:
+    write_json(run.manifest, {"identity": {"seed": 1}, "base": {"sha256": "x", "path": "/here"}, "data": {}})
+    run.stage(0).commit(run.before(0))
+    stage.commit(run.before(1))
+    stage.verify(run.before(1))
+    write_json(run.manifest, {"identity": {"seed": 2}, "base": {"sha256": "x", "path": "/here"}, "data": {}})
+    with pytest.raises(InputError, match="in another run"):
+        run.stage(0).verify(run.before(0))
+    run.stage(0).commit(run.before(0))
+    with pytest.raises(InputError, match="after other earlier stages"):
+        stage.verify(run.before(1))
+
+
+def test_the_place_of_the_base_model_does_not_matter(run: RunDirectory) -> None:
+    digests = set()
+    for place in ("/here", "/there"):
+        write_json(run.manifest, {"identity": {}, "base": {"sha256": "x", "path": place}, "data": {}})
+        digests.add(run.before(0))
+    assert len(digests) == 1
+
+
+def test_leftovers_of_interrupted_writes_are_removed(stage: StageDirectory) -> None:
+    leftover = stage.adapter / ".weights.123.tmp"
+    leftover.write_text("half")
+    stage.clear_leftovers()
+    assert not leftover.exists()
+    assert stage.step_done("train")
+
+
+_HOLD = """
+import sys
+from pathlib import Path
+from llava_cl.store import RunDirectory
+with RunDirectory(Path(sys.argv[1]), []).locked():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_ends(run: RunDirectory) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another run is working on this directory"), run.locked():
+            pytest.fail("the lock was given twice")
+    finally:
+        holder.kill()  # a lock that outlives its process would block every later run
+        holder.communicate()
+    with run.locked():
+        pass
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = RunDirectory(tmp_path / "file" / "run", [])
+    with pytest.raises(InputError, match="cannot be written"), run.locked():
+        pytest.fail("there is no such folder")
