@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import tiny
-from runs import Silent, result_hashes, run_here, tiny_config
 
 from llava_cl.errors import InputError
 from llava_cl.pipeline import stage as stages
 from llava_cl.pipeline import steps
 from llava_cl.store import read_json
+from runs import Silent, result_hashes, run_here, tiny_config
 
 STEPS = {"initialise": "initialise", "train": "learn", "protect": "protect", "evaluate": "evaluate", "score": "score"}
 
