@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import run_content
 from transformers.utils import logging as transformers_logging
+
+from tiny import run_content
 
 torch.set_num_threads(1)
 transformers_logging.set_verbosity_error()

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import torch
-from pretrain_tower import tower_config
 from transformers import AutoTokenizer, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+
+from pretrain_tower import tower_config
 
 IMAGE_TOKENS = 36
 PREPROCESSOR = {

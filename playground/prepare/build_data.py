@@ -12,13 +12,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import general_questions
 import numpy as np
+from PIL import Image
+
+import general_questions
 import pictures
 import splits
 import tasks_domain
 import tasks_general
-from PIL import Image
 from tasks import Task
 
 COUNTS: dict[splits.Part, int] = {"train": 540, "val": 100, "test": 200}

@@ -14,11 +14,12 @@ import json
 import re
 from pathlib import Path
 
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
 import general_questions
 import tasks_domain
 import tasks_general
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 from wording import LETTER, NUMBER, WORD, YES_NO
 
 SYSTEM = (

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import base_model
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlavaForConditionalGeneration
 
+import base_model
 from llava_cl.data import encode_conversation, load_image, preprocess_image
 
 LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"

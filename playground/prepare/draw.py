@@ -6,8 +6,9 @@ import io
 import itertools
 
 import numpy as np
-import sources
 from PIL import Image, ImageDraw
+
+import sources
 
 SIDE = 72
 GROUNDS = {

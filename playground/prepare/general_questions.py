@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import icon_names
 import numpy as np
+
+import icon_names
 import sources
 from wording import LETTERS, NUMBER_WORDS, WORD, YES_NO, article, with_options
 

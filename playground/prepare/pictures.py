@@ -6,12 +6,13 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 import draw
 import icon_names
-import numpy as np
 import sources
 import splits
-from PIL import Image
 
 Facts = dict[str, str]
 TURNS = ("upright", "left", "upside down", "right")

@@ -14,18 +14,18 @@ import argparse
 import time
 from pathlib import Path
 
-import base_model
-import cached_pictures
-import general_questions
 import numpy as np
 import torch
-from build_tokenizer import words
-from half_precision import MasterWeights
-from pretrain_tower import learning_rate
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
+import base_model
+import cached_pictures
+import general_questions
+from build_tokenizer import words
+from half_precision import MasterWeights
 from llava_cl.data import encode_conversation
+from pretrain_tower import learning_rate
 
 SEED = 11
 BRANCHES = 5

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+
 import pictures
 import splits
 

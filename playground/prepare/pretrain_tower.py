@@ -14,12 +14,13 @@ import math
 import time
 from pathlib import Path
 
-import cached_pictures
 import numpy as np
 import torch
-from half_precision import MasterWeights
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
+
+import cached_pictures
+from half_precision import MasterWeights
 
 SEED = 7
 HELD_OUT = 40

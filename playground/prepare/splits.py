@@ -11,8 +11,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
 
-import icon_names
 import numpy as np
+
+import icon_names
 import sources
 
 Part = Literal["pretrain", "train", "val", "test", "probe"]

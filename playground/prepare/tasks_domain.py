@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from tasks import Facts, Task
 from wording import NUMBER, WORD, YES_NO, with_options
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 import draw
 import icon_names
-import numpy as np
 from tasks import Facts, Task
 from wording import NUMBER, NUMBER_WORDS, WORD, with_options
 

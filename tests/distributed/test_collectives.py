@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import run_ranks
 
 from llava_cl.distributed import (
     World,
@@ -20,6 +19,7 @@ from llava_cl.distributed import (
     reduce_sums,
     share_out,
 )
+from ranks import run_ranks
 
 ALONE = World(0, 1, torch.device("cpu"))
 OWNERS = {"a": 0, "b": 1, "c": 2, "d": 1}

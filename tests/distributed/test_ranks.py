@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import RankFailed, run_ranks
 
 from llava_cl.distributed import World
+from ranks import RankFailed, run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -9,9 +9,6 @@ from typing import Any
 import deepspeed
 import pytest
 import torch
-from ranks import run_ranks
-from tiny import build_model
-from tiny_samples import PAD_ID, build_samples
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
@@ -21,6 +18,9 @@ from llava_cl.data import collate_train
 from llava_cl.distributed import World, share_out
 from llava_cl.models import LinearTarget, family
 from llava_cl.training.statistics import Statistics, measure
+from ranks import run_ranks
+from tiny import build_model
+from tiny_samples import PAD_ID, build_samples
 
 pytestmark = pytest.mark.distributed
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import RankFailed, run_ranks
 from training_job import Trained, TrainingJob, run_training
+
+from ranks import RankFailed, run_ranks
 
 pytestmark = pytest.mark.distributed
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import run_content
-from tiny_samples import PAD_ID, SampleDataset, build_samples
 
 from llava_cl.config import RunConfig, validate_config
 from llava_cl.data import collate_train
@@ -19,6 +17,8 @@ from llava_cl.methods import LoraFactors
 from llava_cl.models import LinearTarget, family
 from llava_cl.training.adapters import attach, collect
 from llava_cl.training.trainer import TrainingPlan, deepspeed_config, train
+from tiny import run_content
+from tiny_samples import PAD_ID, SampleDataset, build_samples
 
 DEEPSPEED = Path(__file__).parents[2] / "configs" / "deepspeed"
 

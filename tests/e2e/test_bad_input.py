@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from runs import write_config
 
+import tiny
 from llava_cl import cli
+from runs import write_config
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 import tiny
 from runs import result_hashes, write_config
 

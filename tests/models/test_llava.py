@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_samples import IMAGE_TOKEN_ID, PAD_ID
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
@@ -18,6 +17,7 @@ from llava_cl.config import ModelConfig
 from llava_cl.data import collate_prompts
 from llava_cl.errors import InputError
 from llava_cl.models import ModelFamily, family
+from tiny_samples import IMAGE_TOKEN_ID, PAD_ID
 
 CPU = torch.device("cpu")
 LEAVES = (

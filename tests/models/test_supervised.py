@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_samples import PAD_ID, build_samples
 from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from llava_cl.config import ModelConfig
 from llava_cl.data import collate_train
 from llava_cl.models import family
+from tiny_samples import PAD_ID, build_samples
 
 KINDS = ("itin", "tt", "i")
 

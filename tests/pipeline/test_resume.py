@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
 
+import tiny
 from llava_cl.errors import InputError
 from llava_cl.pipeline import stage as stages
 from llava_cl.pipeline import steps

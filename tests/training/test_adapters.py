@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from tiny_samples import PAD_ID, build_samples
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from llava_cl.config import LoraConfig, ModelConfig
@@ -20,6 +19,7 @@ from llava_cl.methods import LoraFactors
 from llava_cl.models import family
 from llava_cl.store import load_tensors, save_tensors
 from llava_cl.training.adapters import attach, collect, replay, save_adapter
+from tiny_samples import PAD_ID, build_samples
 
 LORA = LoraConfig(rank=3, alpha=5)
 SCALE = 5 / 3

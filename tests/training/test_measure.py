@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_samples import PAD_ID, build_samples
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,6 +17,7 @@ from llava_cl.distributed import World
 from llava_cl.errors import RunError
 from llava_cl.models import LinearTarget, family
 from llava_cl.training.statistics import Statistics, measure
+from tiny_samples import PAD_ID, build_samples
 
 ALONE = World(0, 1, torch.device("cpu"))
 BLOCK_0 = "model.language_model.layers.0"
