@@ -83,7 +83,8 @@ class StageTrainer(Trainer):
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
-        # PEFT's wrapper hides the argument `num_items_in_batch` of the model's forward.
+        # So that the loss is divided by the tokens of the whole global batch; the model is inside PEFT's wrapper,
+        # which shows no such argument.
         self.model_accepts_loss_kwargs = True
         self._sampler = sampler
         self._projector_learning_rate = projector_learning_rate
@@ -209,7 +210,6 @@ def training_arguments(
         deepspeed=deepspeed,
         seed=plan.seed,
         dataloader_num_workers=training.workers,
-        remove_unused_columns=False,
         average_tokens_across_devices=True,
         save_strategy="steps" if training.checkpoint_every else "no",
         save_steps=training.checkpoint_every or 500,

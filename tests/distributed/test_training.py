@@ -194,6 +194,18 @@ def test_a_half_written_resume_point_gives_way_to_the_one_before(job: Job, alone
     _assert_equal(resumed, alone)
 
 
+def test_another_number_of_ranks_starts_again(job: Job, alone: Trained) -> None:
+    """A resume point holds the optimizer's shards and the random states of its own ranks."""
+    killed = job(gradient_b=True, zero=2, training={"epochs": 2, "checkpoint_every": 2}, die_at=5)
+    with pytest.raises(RankFailed, match="died"):
+        _run(2, killed)
+    restarted = _run(1, dataclasses.replace(killed, die_at=None))[0]
+    assert restarted.progress[0] == (1, 6)
+    _assert_equal(restarted, alone, bound=1e-5)
+    marks = [json.loads(file.read_text()) for file in killed.scratch.glob("checkpoint-*/complete.json")]
+    assert marks == [{"ranks": 1, "zero": 2}] * len(marks)
+
+
 @pytest.mark.parametrize("zero", [None, 2], ids=["ddp", "zero2"])
 def test_a_loss_that_is_not_finite_stops_the_run(job: Job, zero: int | None) -> None:
     with pytest.raises(RankFailed, match="RunError: the training loss is nan at step 1"):
