@@ -183,6 +183,19 @@ def test_resumed_training_is_the_undisturbed_one(
             _assert_equal(result, expected)
 
 
+@pytest.mark.parametrize(("size", "zero"), [(1, None), (2, 2)], ids=["alone", "zero2"])
+def test_resumed_training_draws_the_same_dropout(job: Job, alone: Trained, size: int, zero: int | None) -> None:
+    undisturbed = job(zero=zero, gradient_b=True, training={"epochs": 2}, dropout=0.3)
+    killed = job(zero=zero, gradient_b=True, training={"epochs": 2, "checkpoint_every": 2}, dropout=0.3, die_at=5)
+    with pytest.raises(RankFailed, match="died"):
+        _run(size, killed)
+    resumed = _run(size, dataclasses.replace(killed, die_at=None))
+    for result, expected in zip(resumed, _run(size, undisturbed), strict=True):
+        assert result.progress == [(5, 6), (6, 6)]
+        _assert_equal(result, expected)
+        assert result.rows[0]["loss"] != pytest.approx(alone.rows[0]["loss"], rel=1e-4), "dropout was not on"
+
+
 def test_a_half_written_resume_point_gives_way_to_the_one_before(job: Job, alone: Trained) -> None:
     killed = job(gradient_b=True, training={"epochs": 2, "checkpoint_every": 1}, die_at=5)
     with pytest.raises(RankFailed, match="died"):

@@ -35,6 +35,7 @@ class TrainingJob:
         training: changes to the run's training section.
         train_a: train A as well.
         gradient_b: start B from random values in place of zero.
+        dropout: of the adapters' inputs.
         die_at: the optimizer step at whose end every rank dies, as by a kill.
         poison: make the model's weights yield a loss that is not a number.
     """
@@ -46,6 +47,7 @@ class TrainingJob:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     train_a: bool = False
     gradient_b: bool = False
+    dropout: float = 0.0
     dtype: str = "float32"
     die_at: int | None = None
     poison: bool = False
@@ -55,7 +57,7 @@ class TrainingJob:
         content = run_content(self.run)
         content["model"]["dtype"] = self.dtype
         content["training"].update({"projector_learning_rate": 2e-3, "warmup_ratio": 0.0, **self.training})
-        content["lora"] = {"rank": 3, "alpha": 6}
+        content["lora"] = {"rank": 3, "alpha": 6, "dropout": self.dropout}
         return validate_config(content, "test")
 
     def factors(self, targets: dict[str, LinearTarget]) -> dict[str, LoraFactors]:
