@@ -2,9 +2,9 @@
 
     python scripts/bench/playground_table.py --output runs/table --jobs 2
 
-First each method runs with every learning rate of its grid and is scored on the validation split; the rate with
-the best mean final accuracy is kept. Then it runs with that rate and three other seeds on the test split.
-Runs are ordinary run directories, each in one process with one thread: what is there already is used again.
+First each method runs the first three tasks with every learning rate of its grid and is scored on the validation
+split; the rate with the best mean final accuracy is kept. Then it runs the whole stream with that rate and three
+other seeds, scored on the test split. Runs are ordinary run directories, each in one process with one thread: what is there already is used again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ GRIDS = {
 }
 METRICS = ("MFT", "MFN", "MAA", "BWT", "Retention")
 SELECTION_SEED = 100
+SELECTION_STAGES = 3
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ def run(job: Job, output: Path) -> dict[str, float]:
         f"evaluation.split={job.split}",
     ]
     config = load_config(ROOT / f"configs/runs/playground_{job.stream}_{job.method}.yaml", overrides)
-    metrics = execute(
-        config, Launch(job.folder(output)), _Quiet(), after_stage=lambda run: None, run_stage=stage_runner(config)
-    )
+    until = SELECTION_STAGES if job.split == "validation" else None
+    launch = Launch(job.folder(output), until=until)
+    metrics = execute(config, launch, _Quiet(), after_stage=lambda run: None, run_stage=stage_runner(config))
     summary = {name: metrics["summary"][name] for name in METRICS if name in metrics["summary"]}
     return {**summary, "Retention": metrics["probes"]["rows"][-1][0], "Base": metrics["probes"]["rows"][0][0]}
 
