@@ -4,8 +4,8 @@
 
 First each method runs the first three tasks with every learning rate of its grid and is scored on the validation
 split; the rate with the best mean final accuracy is kept. Then it runs the whole stream with that rate and three
-other seeds, scored on the test split. Runs are ordinary run directories, each in one process with one thread: what is there
-already is used again.
+other seeds, scored on the test split. Runs are ordinary run directories, each in one process with one thread: what
+is there already is used again.
 """
 
 from __future__ import annotations
