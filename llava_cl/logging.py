@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
 
-def setup_logging(*, rank: int = 0, file: Path | None = None, level: int = logging.INFO) -> None:
-    """Configures the root logger: standard error, or a file; ranks above 0 only warn."""
-    handler: logging.Handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
+def setup_logging(*, rank: int = 0, level: int = logging.INFO) -> None:
+    """Configures the root logger to write to standard error; ranks above 0 only warn."""
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"%(asctime)s r{rank} %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from llava_cl.config import RunConfig, TaskConfig
 from llava_cl.data import (
     ConversationDataset,
@@ -22,7 +24,7 @@ from llava_cl.data import (
 from llava_cl.errors import InputError
 from llava_cl.evaluation.scorers import SCORERS, reference_problems
 from llava_cl.methods import build_method
-from llava_cl.models import ModelFamily, family
+from llava_cl.models import ImageSpec, family
 from llava_cl.pipeline.scoring import evaluation_files
 
 logger = logging.getLogger(__name__)
@@ -92,10 +94,11 @@ def check_records(config: RunConfig, progress: Callable[[str], None] = lambda na
         InputError: everything that is wrong, at once.
     """
     models = family(config.model)
+    tokenizer, images = models.tokenizer(), models.image_spec()
     problems: list[str] = []
     for task in (*config.benchmark.tasks, *config.benchmark.probes):
         progress(task.name)
-        problems += _check_task(config, task, models)
+        problems += _check_task(config, task, tokenizer, images)
     if problems:
         raise InputError(*problems)
 
@@ -138,7 +141,9 @@ def _collect(*checks: Callable[[], object]) -> Iterator[str]:
             yield from error.problems
 
 
-def _check_task(config: RunConfig, task: TaskConfig, models: ModelFamily) -> list[str]:
+def _check_task(
+    config: RunConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerBase, images: ImageSpec
+) -> list[str]:
     root = config.data_root
     problems: list[str] = []
     if task.train is not None:
@@ -146,7 +151,7 @@ def _check_task(config: RunConfig, task: TaskConfig, models: ModelFamily) -> lis
         problems += _missing_images(root / task.train, root / task.images, train)
         if train:
             problems += _collect(lambda: measurement_indices(len(train), config.measurement.ratio))
-            problems += _unusable(config, task, train, models)
+            problems += _unusable(config, task, train, tokenizer, images)
     for name, references in ((task.test, task.references), (task.validation, task.validation_references)):
         if name is not None:
             questions = _read(load_question_records, root / name, problems)
@@ -180,12 +185,17 @@ def _missing_images(file: Path, root: Path, records: Sequence[TrainRecord | Ques
     return problems
 
 
-def _unusable(config: RunConfig, task: TaskConfig, records: list[TrainRecord], models: ModelFamily) -> list[str]:
-    images = models.image_spec()
+def _unusable(
+    config: RunConfig,
+    task: TaskConfig,
+    records: list[TrainRecord],
+    tokenizer: PreTrainedTokenizerBase,
+    images: ImageSpec,
+) -> list[str]:
     dataset = ConversationDataset(
         records,
         config.data_root / task.images,
-        models.tokenizer(),
+        tokenizer,
         image_token_id=images.token_id,
         num_image_tokens=images.tokens,
         max_length=config.training.max_length,

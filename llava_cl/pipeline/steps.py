@@ -118,11 +118,10 @@ def learn(job: Job, method: Method, stage: int) -> list[Path]:
             progress=report,
         )
     tensors = collect(adapted, factors, projector)
-    files = [directory.adapter / "adapter_model.safetensors", directory.adapter / "adapter_config.json"]
-    if job.world.is_main:
-        files = save_adapter(directory.adapter, tensors, list(factors), config.lora, projector)
-        write_jsonl(directory.train_log, rows)
-    return [*files, directory.train_log]
+    if not job.world.is_main:
+        return []
+    write_jsonl(directory.train_log, rows)
+    return [*save_adapter(directory.adapter, tensors, list(factors), config.lora, projector), directory.train_log]
 
 
 def protect(job: Job, method: Method, stage: int) -> list[Path]:

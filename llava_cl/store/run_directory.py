@@ -125,7 +125,7 @@ class StageDirectory:
         if manifest["follows"] != follows:
             raise InputError(
                 f"{self.path}: was computed after other earlier stages, or in another run, than those beside it. "
-                f"Move it and all later stages away to redo them."
+                "Move it and all later stages away to redo them."
             )
 
     def clear_leftovers(self) -> None:

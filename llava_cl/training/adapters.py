@@ -123,7 +123,7 @@ def save_adapter(
     content = _peft_config(sorted(names), lora, projector).to_dict()
     content["target_modules"] = sorted(names)
     content["inference_mode"] = True
-    write_text(folder / _CONFIG, json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
+    write_text(folder / _CONFIG, json.dumps(content, indent=1, sort_keys=True) + "\n")
     return [folder / _WEIGHTS, folder / _CONFIG]
 
 
