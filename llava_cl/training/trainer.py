@@ -22,7 +22,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llava_cl.config import RunConfig, TrainingConfig
 from llava_cl.data import GlobalBatchSampler
-from llava_cl.distributed import World, barrier
+from llava_cl.distributed import World, gather_objects
 from llava_cl.errors import RunError
 from llava_cl.store import read_json, write_json
 
@@ -163,12 +163,12 @@ def _zero_of(args: TrainingArguments) -> int:
     return zero_stage(args.deepspeed if isinstance(args.deepspeed, dict) else None)
 
 
-def resume_point(folder: Path, world: World, zero: int) -> Path | None:
+def resume_point(folder: Path, ranks: int, zero: int) -> Path | None:
     """The newest complete checkpoint of the same number of ranks and ZeRO stage, or None."""
     found = []
     for mark in folder.glob(f"checkpoint-*/{_COMPLETE}"):
         facts = read_json(mark)
-        if facts == {"ranks": world.size, "zero": zero}:
+        if facts == {"ranks": ranks, "zero": zero}:
             found.append((int(mark.parent.name.rpartition("-")[2]), mark.parent))
     return max(found)[1] if found else None
 
@@ -278,11 +278,14 @@ def train(
         projector_learning_rate=training.projector_learning_rate,
         callbacks=[_Watch(sampler, progress, world)],
     )
-    resume = resume_point(folder, world, zero_stage(deepspeed))
-    if resume is None and world.is_main:
-        # Parts of resume points of another number of ranks must not mix with new ones.
-        shutil.rmtree(folder, ignore_errors=True)
-    barrier(world)
+    resume = None
+    if world.is_main:
+        resume = resume_point(folder, world.size, zero_stage(deepspeed))
+        if resume is None:
+            # Parts of resume points of another number of ranks must not mix with new ones.
+            shutil.rmtree(folder, ignore_errors=True)
+    # One rank looks, so that no rank sees the folder while it is being emptied.
+    resume = gather_objects(resume, world)[0]
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     # Otherwise models that this process loads later would be partitioned on loading, as this one was.
     unset_hf_deepspeed_config()

@@ -5,20 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from tasks import Facts, Task
-from wording import NUMBER, WORD, YES_NO, with_options
+from wording import NUMBER, YES_NO, with_options
 
 ANIMALS = ("bear", "bird", "cat", "elephant", "giraffe", "zebra")
+COVERS = ("coast", "desert", "forest", "grassland", "ice", "ocean")
 ELEMENTS = ("oxygen", "nitrogen", "chlorine", "sulfur", "carbon")
 ELEMENT = with_options("Which element besides carbon and hydrogen is in the molecule?", (*ELEMENTS[:4], "none"))
 SILHOUETTE = with_options("Which animal casts this shadow?", ANIMALS)
 TREND = with_options("How does the price move?", ("rising", "falling", "sideways"))
 RISE = f"Did the price end higher than it began?\n{YES_NO}"
-COVER = f"What covers most of this area?\n{WORD}"
+COVER = with_options("What covers most of this area?", COVERS)
 DIGIT = f"What digit did the person write?\n{NUMBER}"
 
 
 def _satellite(facts: Facts, rng: np.random.Generator) -> tuple[str, str] | None:
-    return (COVER, facts["cover"]) if "cover" in facts else None
+    return (COVER, "ABCDEF"[COVERS.index(facts["cover"])]) if "cover" in facts else None
 
 
 def _chemistry(facts: Facts, rng: np.random.Generator) -> tuple[str, str] | None:

@@ -2,10 +2,10 @@
 
     python scripts/bench/playground_table.py --output runs/table --jobs 2
 
-First each method runs the first three tasks with every learning rate of its grid and is scored on the validation
-split; the rate with the best mean final accuracy is kept. Then it runs the whole stream with that rate and three
-other seeds, scored on the test split. Runs are ordinary run directories, each in one process with one thread: what
-is there already is used again.
+First each method learns the stream's first three tasks with every learning rate of its grid and is scored on the
+validation split; the rate with the best mean final accuracy is kept. Then it runs the whole stream with that rate
+and three other seeds, scored on the test split. Runs are ordinary run directories, each in one process with one
+thread: what is there already is used again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 STREAMS = ("ucit", "dcl")
 GRIDS = {
-    "sequential": (2e-4, 5e-4, 1e-3),
+    "sequential": (5e-4, 1e-3, 2e-3),
     "ablation_random_frozen": (1e-3, 2e-3, 5e-3),
     "ablation_unprotected": (5e-4, 1e-3, 2e-3),
     "keeplora": (1e-3, 2e-3, 5e-3),
@@ -30,7 +30,7 @@ GRIDS = {
 }
 METRICS = ("MFT", "MFN", "MAA", "BWT", "Retention")
 SELECTION_SEED = 100
-SELECTION_STAGES = 3
+SELECTION_TASKS = 3
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,19 @@ def run(job: Job, output: Path) -> dict[str, float]:
     overrides = [
         f"seed={job.seed}",
         f"training.learning_rate={job.learning_rate}",
+        "training.micro_batch=16",
         "distributed.ranks=1",
         f"evaluation.split={job.split}",
+        "evaluation.zero_shot=false",
     ]
     config = load_config(ROOT / f"configs/runs/playground_{job.stream}_{job.method}.yaml", overrides)
-    until = SELECTION_STAGES if job.split == "validation" else None
-    launch = Launch(job.folder(output), until=until)
+    if job.split == "validation":
+        first = {"tasks": config.benchmark.tasks[:SELECTION_TASKS], "probes": ()}
+        config = config.model_copy(update={"benchmark": config.benchmark.model_copy(update=first)})
+    launch = Launch(job.folder(output))
     metrics = execute(config, launch, _Quiet(), after_stage=lambda run: None, run_stage=stage_runner(config))
     summary = {name: metrics["summary"][name] for name in METRICS if name in metrics["summary"]}
-    return {**summary, "Retention": metrics["probes"]["rows"][-1][0], "Base": metrics["probes"]["rows"][0][0]}
+    return summary if not config.benchmark.probes else {**summary, "Retention": metrics["probes"]["rows"][-1][0]}
 
 
 class _Quiet:
