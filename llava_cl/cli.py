@@ -76,6 +76,39 @@ def check(
     console.print("all good", style="green")
 
 
+@app.command(name="eval")
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="A run file, or the directory of a run.")],
+    stage: Annotated[int | None, typer.Option(min=0, help="0 = the base model; default: every stage there is.")] = None,
+    task: Annotated[str | None, typer.Option(help="One task or probe; default: all.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node: GPUs, or processes on a CPU.")] = None,
+    hostfile: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="DeepSpeed hostfile.")] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: stage, task, score.")] = False,
+) -> None:
+    """Score models of a run on its tasks; answers that are recorded are scored as they are, others are asked first."""
+    from llava_cl.config import load_config
+    from llava_cl.pipeline.job import recorded_config
+    from llava_cl.pipeline.orchestrator import Launch
+    from llava_cl.pipeline.orchestrator import evaluate as evaluate_run
+    from llava_cl.report.console import scores_table
+    from llava_cl.report.live import LiveDisplay
+
+    if config.is_dir():
+        resolved, output = recorded_config(config, overrides or ()), output or config
+    else:
+        resolved = load_config(config, overrides or ())
+    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile)
+    with LiveDisplay(Console(stderr=True)) as display:
+        stages = None if stage is None else [stage]
+        results = evaluate_run(resolved, launch, display, stages=stages, task=task)
+    if as_json:
+        typer.echo(json.dumps(results))
+    else:
+        Console().print(scores_table(results))
+
+
 @app.command()
 def score(
     benchmark: Annotated[str, typer.Option(help="Name of a shipped benchmark, or a benchmark YAML.")],
@@ -91,7 +124,7 @@ def score(
     from llava_cl.pipeline.scoring import score_files
 
     stream = load_benchmark(shipped_benchmarks().get(benchmark, Path(benchmark)))
-    tasks = {entry.name: entry for entry in (*stream.tasks, *stream.probes)}
+    tasks = {entry.name: entry for entry in stream.evaluated}
     if task not in tasks:
         raise InputError(f"--task {task}: {stream.name} has {', '.join(tasks)}.")
     result = score_files(tasks[task], questions, answers, references)
@@ -100,6 +133,23 @@ def score(
         return
     strict = "" if result["strict_score"] is None else f" (strict {result['strict_score']:.2f})"
     Console().print(f"{task}: {result['score']:.2f}{strict} percent of {result['items']} items", highlight=False)
+
+
+@app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
+    stage: Annotated[int, typer.Option(min=0, help="0 = the base model, 1..T = after that task.")],
+    to: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
+    layout: Annotated[
+        str,
+        typer.Option("--format", help="hf (transformers), llava (its authors' layout) or peft (one adapter)."),
+    ] = "hf",
+) -> None:
+    """Write the model after a stage for other programs."""
+    from llava_cl.pipeline.export import export as write
+
+    write(run_dir, stage, to, layout)
+    Console().print(str(to), highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from llava_cl.errors import InputError
 
 _SHIPPED = Path(__file__).resolve().parents[1] / "configs"
+_PATHS = ((None, "data_root"), ("model", "path"), ("model", "vision_tower"), ("distributed", "deepspeed"))
 _FILE_SECTIONS = ("benchmark", "model", "method")
 _NOT_IDENTITY = (
     ("", "name"),
@@ -25,6 +26,7 @@ _NOT_IDENTITY = (
     ("", "distributed"),
     ("", "unmatched_limit"),
     ("model", "path"),
+    ("model", "vision_tower"),
     ("model", "attention"),
     ("training", "micro_batch"),
     ("training", "workers"),
@@ -75,9 +77,14 @@ class BenchmarkConfig(_Section):
     tasks: tuple[TaskConfig, ...] = Field(min_length=1)
     probes: tuple[TaskConfig, ...] = ()
 
+    @property
+    def evaluated(self) -> tuple[TaskConfig, ...]:
+        """The tasks and the probes."""
+        return (*self.tasks, *self.probes)
+
     @model_validator(mode="after")
     def _distinct(self) -> BenchmarkConfig:
-        names = [task.name for task in (*self.tasks, *self.probes)]
+        names = [task.name for task in self.evaluated]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise ValueError(f"task names must differ, doubled: {', '.join(doubled)}")
@@ -88,10 +95,14 @@ class BenchmarkConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """The pretrained model that the stream starts from."""
+    """The pretrained model that the stream starts from.
+
+    `vision_tower` is needed only where a checkpoint of LLaVA's own layout does not find its tower by itself.
+    """
 
     family: str = "llava"
     path: Path
+    vision_tower: Path | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
 
@@ -250,7 +261,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _anchor(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Makes the paths of one file's content absolute, relative to the folder of that file."""
     content = dict(content)
-    for section, key in ((None, "data_root"), ("model", "path"), ("distributed", "deepspeed")):
+    for section, key in _PATHS:
         inside = content if section is None else content.get(section)
         if isinstance(inside, dict) and isinstance(inside.get(key), str):
             place = folder / Path(inside[key]).expanduser()
@@ -331,17 +342,16 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
     path = Path(path)
     content = _load_content(path)
     content.setdefault("name", path.stem)
-    content = _resolve(apply_overrides(content, overrides), Path.cwd())
-    return validate_config(content, str(path))
+    return validate_config(content, str(path), overrides)
 
 
-def validate_config(content: Mapping[str, Any], source: str) -> RunConfig:
-    """Validates resolved content, naming `source` in every problem.
+def validate_config(content: Mapping[str, Any], source: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Applies overrides to a run file's content and validates the whole, naming `source` in every problem.
 
     Raises:
         InputError: one problem for each wrong key.
     """
-    return _validated(RunConfig, content, source)
+    return _validated(RunConfig, _resolve(apply_overrides(content, overrides), Path.cwd()), source)
 
 
 def _validated(model: type[_AnySection], content: Mapping[str, Any], source: str) -> _AnySection:

@@ -76,7 +76,7 @@ class TextEncoder:
             head, found, tail = text.partition(token)
             if found:
                 return self._ordinary(head + token[:1]) + self._ordinary(token[1:] + tail)
-        return ids
+        raise InputError(f"the text {text!r} has a token that stands for images: take the character out of it")
 
 
 @functools.lru_cache(maxsize=4)

@@ -6,6 +6,7 @@ The pipeline sees a family only through this contract; a new family is one file 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import nn
@@ -37,7 +38,12 @@ class LinearTarget(NamedTuple):
 
 
 class ModelFamily(Protocol):
-    """One kind of model: loading, targeted linears, loss of a batch, prediction of a batch."""
+    """One kind of model: loading, saving, targeted linears, loss of a batch, prediction of a batch."""
+
+    layouts: tuple[str, ...]
+
+    def folders(self) -> list[Path]:
+        """Folders whose files the model and its tokenizer are read from."""
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the checkpoint."""
@@ -55,6 +61,9 @@ class ModelFamily(Protocol):
         `loss`: the sum of token cross-entropies over `num_items_in_batch` (default: the batch's own count of
         supervised tokens), or with `per_sample=True` the sum over samples of each sample's mean.
         """
+
+    def save(self, model: PreTrainedModel, folder: Path, layout: str) -> None:
+        """Writes a model of `load`, perhaps trained since, to an empty folder, in one of the family's `layouts`."""
 
     def linear_targets(self, model: PreTrainedModel) -> dict[str, LinearTarget]:
         """The linears that are adapted, by qualified name."""

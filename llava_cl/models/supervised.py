@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -88,3 +90,16 @@ def supervised(model: PreTrainedModel) -> None:
     for module, behaviour in ((model, _SupervisedLoss), (model.model, _BlankImage)):
         own = type(module)
         module.__class__ = type(own.__name__, (behaviour, own), {})
+
+
+@contextlib.contextmanager
+def plain(model: Any) -> Iterator[None]:
+    """The model with transformers' own classes again inside the block, by which it renames keys on saving."""
+    changed = [(module, type(module)) for module in (model, model.model)]
+    for module, exchanged in changed:
+        module.__class__ = exchanged.__bases__[1]
+    try:
+        yield
+    finally:
+        for module, exchanged in changed:
+            module.__class__ = exchanged

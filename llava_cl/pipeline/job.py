@@ -8,14 +8,15 @@ import hashlib
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llava_cl.config import RunConfig, TaskConfig
+from llava_cl.config import RunConfig, TaskConfig, validate_config
 from llava_cl.data import (
     ConversationDataset,
     QuestionDataset,
@@ -26,11 +27,24 @@ from llava_cl.data import (
     load_train_records,
 )
 from llava_cl.distributed import World, gather_objects, share_out
+from llava_cl.errors import InputError
 from llava_cl.models import ImageSpec, ModelFamily, family
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.scoring import evaluation_files
-from llava_cl.store import RunDirectory, StageDirectory
+from llava_cl.store import RunDirectory, StageDirectory, read_json
 from llava_cl.training.adapters import replay
+
+
+def recorded_config(run: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """The configuration that a run directory records.
+
+    Raises:
+        InputError: the directory holds no run.
+    """
+    manifest = run / "run.json"
+    if not manifest.is_file():
+        raise InputError(f"{run}: holds no run.json; give the directory of a run.")
+    return validate_config(read_json(manifest)["config"], str(manifest), overrides)
 
 
 @dataclass

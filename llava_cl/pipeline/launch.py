@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -80,7 +80,7 @@ def hosts(hostfile: Path | None) -> int:
     return sum(1 for line in lines if line)
 
 
-def command(run: Path, stage: int, *, ranks: int, hostfile: Path | None) -> list[str]:
+def command(run: Path, stage: int, *, ranks: int, hostfile: Path | None, tasks: Sequence[str] = ()) -> list[str]:
     """The command line that starts all ranks of a stage.
 
     Args:
@@ -88,8 +88,9 @@ def command(run: Path, stage: int, *, ranks: int, hostfile: Path | None) -> list
         stage: the stage to run.
         ranks: ranks on each node.
         hostfile: DeepSpeed hostfile (`host slots=n` lines) for several nodes.
+        tasks: answer only the questions of these tasks, in place of the whole stage.
     """
-    worker = [str(run), str(stage)]
+    worker = [str(run), str(stage), *tasks]
     if hostfile is not None:
         launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile)]
         return [*launcher, "--num_gpus", str(ranks), "--module", _WORKER, *worker]
@@ -108,7 +109,15 @@ def environment(ranks: int) -> dict[str, str]:
     return values
 
 
-def run_job(run: Path, stage: int, *, ranks: int, hostfile: Path | None, poll: Callable[[], None]) -> None:
+def run_job(
+    run: Path,
+    stage: int,
+    *,
+    ranks: int,
+    hostfile: Path | None,
+    poll: Callable[[], None],
+    tasks: Sequence[str] = (),
+) -> None:
     """Runs a stage's job to its end.
 
     Args:
@@ -117,6 +126,7 @@ def run_job(run: Path, stage: int, *, ranks: int, hostfile: Path | None, poll: C
         ranks: ranks on each node.
         hostfile: see `command`.
         poll: called several times a second while the job runs.
+        tasks: see `command`.
 
     Raises:
         InputError, RunError: a rank failed; the message names the rank, its error, and the log file.
@@ -128,7 +138,7 @@ def run_job(run: Path, stage: int, *, ranks: int, hostfile: Path | None, poll: C
     progress_file(run).unlink(missing_ok=True)
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            command(run, stage, ranks=ranks, hostfile=hostfile),
+            command(run, stage, ranks=ranks, hostfile=hostfile, tasks=tasks),
             stdout=stream,
             stderr=subprocess.STDOUT,
             env=environment(ranks),

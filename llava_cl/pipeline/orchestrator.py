@@ -9,17 +9,19 @@ import datetime
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from llava_cl.config import RunConfig
 from llava_cl.errors import InputError
+from llava_cl.models import family
 from llava_cl.pipeline.launch import hosts, progress_file, ranks_per_node, run_job
 from llava_cl.pipeline.preflight import check_disk, check_records, check_setup, data_files
 from llava_cl.pipeline.progress import Event, ProgressReader
 from llava_cl.pipeline.results import write_results
+from llava_cl.pipeline.scoring import answers_step, score_predictions
 from llava_cl.store import RunDirectory, read_json, write_json
 from llava_cl.store.fingerprint import fingerprint_files, fingerprint_model
 from llava_cl.store.run_directory import FORMAT
@@ -105,6 +107,50 @@ def execute(
         return write_results(config, run)
 
 
+def evaluate(
+    config: RunConfig, launch: Launch, watcher: Watcher, *, stages: Sequence[int] | None, task: str | None
+) -> dict[int, dict[str, dict[str, Any]]]:
+    """Scores models of a run; questions whose answers are not recorded yet are asked first.
+
+    Args:
+        config: the resolved configuration.
+        launch: run directory, ranks, hosts.
+        watcher: told how it goes.
+        stages: which models, 0 = the base; None for every one there is.
+        task: a task or probe; None for all.
+
+    Returns:
+        Stage -> task -> score, strict score and their parts.
+
+    Raises:
+        InputError: something given is wrong, a stage is not trained, or the directory holds a different run.
+        RunError: a job failed.
+    """
+    tasks = [own for own in config.benchmark.evaluated if task in (None, own.name)]
+    if not tasks:
+        names = ", ".join(own.name for own in config.benchmark.evaluated)
+        raise InputError(f"--task {task}: {config.benchmark.name} has {names}.")
+    ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
+    run = RunDirectory(launch.output.resolve(), [own.name for own in config.benchmark.tasks])
+    check_setup(config, ranks * hosts(launch.hostfile))
+    results = {}
+    with run.locked():
+        _open_run(config, run, ranks, watcher)
+        trained = run.trained_up_to()
+        chosen = range(trained + 1) if stages is None else stages
+        if max(chosen) > trained:
+            raise InputError(f"--stage {max(chosen)}: {run.path} is trained up to stage {trained}; run it first.")
+        for stage in chosen:
+            directory = run.stage(stage)
+            todo = [own.name for own in tasks if not directory.step_done(answers_step(own.name))]
+            if todo:
+                watcher.stage_begins(stage, directory.task, max(chosen))
+                poll = _Poll(ProgressReader(progress_file(run.path)), watcher)
+                run_job(run.path, stage, ranks=ranks, hostfile=launch.hostfile, poll=poll, tasks=todo)
+            results[stage] = {own.name: score_predictions(config, directory, own) for own in tasks}
+    return results
+
+
 class _Poll:
     """Passes new progress events on to the watcher."""
 
@@ -121,7 +167,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
     """Writes `run.json`, or compares it with what is to be run now."""
     watcher.checking("fingerprints of model and data")
     fingerprints = {
-        "base": {"path": str(config.model.path), "sha256": fingerprint_model(config.model.path)},
+        "base": {"path": str(config.model.path), "sha256": fingerprint_model(family(config.model).folders())},
         "data": fingerprint_files(data_files(config), config.data_root),
     }
     before = read_json(run.manifest) if run.manifest.is_file() else None

@@ -36,7 +36,7 @@ def data_files(config: RunConfig) -> list[Path]:
     """Every JSON file that the run reads."""
     names = {
         name
-        for task in (*config.benchmark.tasks, *config.benchmark.probes)
+        for task in config.benchmark.evaluated
         for name in (task.train, task.test, task.validation, task.references, task.validation_references)
         if name is not None
     }
@@ -59,7 +59,7 @@ def check_plan(config: RunConfig, ranks: int) -> None:
             "distributed.deepspeed: without DeepSpeed's fp32 copies a bfloat16 projector does not train; name a "
             "DeepSpeed file, or freeze it with training.projector_learning_rate=null."
         )
-    for task in (*config.benchmark.tasks, *config.benchmark.probes):
+    for task in config.benchmark.evaluated:
         where = f"benchmark task {task.name}"
         scorer = SCORERS.get(task.scorer)
         if scorer is None:
@@ -77,7 +77,7 @@ def check_setup(config: RunConfig, ranks: int) -> None:
         InputError: everything that is wrong, at once.
     """
     problems = list(_collect(lambda: check_plan(config, ranks), lambda: family(config.model).tokenizer()))
-    for task in (*config.benchmark.tasks, *config.benchmark.probes):
+    for task in config.benchmark.evaluated:
         if task.scorer in SCORERS:
             problems += (f"benchmark task {task.name}: {item}" for item in _collect(SCORERS[task.scorer].check))
         if not (config.data_root / task.images).is_dir():
@@ -96,7 +96,7 @@ def check_records(config: RunConfig, progress: Callable[[str], None] = lambda na
     models = family(config.model)
     tokenizer, images = models.tokenizer(), models.image_spec()
     problems: list[str] = []
-    for task in (*config.benchmark.tasks, *config.benchmark.probes):
+    for task in config.benchmark.evaluated:
         progress(task.name)
         problems += _check_task(config, task, tokenizer, images)
     if problems:

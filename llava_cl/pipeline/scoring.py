@@ -19,6 +19,11 @@ def predictions_file(directory: StageDirectory, task: str) -> Path:
     return directory.predictions / f"{task}.jsonl"
 
 
+def answers_step(task: str) -> str:
+    """Name of the step that records a task's predictions."""
+    return f"evaluate-{task}"
+
+
 def evaluation_files(task: TaskConfig, evaluation: EvaluationConfig) -> tuple[str, str | None]:
     """Question and reference file of the split that is evaluated; a task without validation has its test split."""
     if evaluation.split == "validation" and task.validation is not None:
@@ -32,18 +37,25 @@ def score_stage(config: RunConfig, directory: StageDirectory) -> None:
     Raises:
         InputError: predictions or references that do not match the questions.
     """
-    scores = {}
-    for task in (*config.benchmark.tasks, *config.benchmark.probes):
-        question_file, reference_file = evaluation_files(task, config.evaluation)
-        questions = load_question_records(config.data_root / question_file)
-        references = load_caption_references(config.data_root / reference_file) if reference_file else None
-        answers = read_jsonl(predictions_file(directory, task.name))
-        scores[task.name] = {
-            "scorer": task.scorer,
-            "majority": None if SCORERS[task.scorer].needs_references else _majority(questions),
-            **_as_json(score(task.scorer, questions, answers, references)),
-        }
+    scores = {task.name: score_predictions(config, directory, task) for task in config.benchmark.evaluated}
     write_json(directory.scores, {"scores": scores})
+
+
+def score_predictions(config: RunConfig, directory: StageDirectory, task: TaskConfig) -> dict[str, Any]:
+    """The score of a task's recorded predictions at a stage, its parts, and credits by question.
+
+    Raises:
+        InputError: predictions or references that do not match the questions.
+    """
+    question_file, reference_file = evaluation_files(task, config.evaluation)
+    questions = load_question_records(config.data_root / question_file)
+    references = load_caption_references(config.data_root / reference_file) if reference_file else None
+    answers = read_jsonl(predictions_file(directory, task.name))
+    return {
+        "scorer": task.scorer,
+        "majority": None if SCORERS[task.scorer].needs_references else _majority(questions),
+        **_as_json(score(task.scorer, questions, answers, references)),
+    }
 
 
 def score_files(task: TaskConfig, questions: Path, answers: Path, references: Path | None) -> dict[str, Any]:

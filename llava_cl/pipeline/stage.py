@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -61,6 +61,14 @@ def run_stage(job: Job, stage: int) -> None:
         write_json(directory.timings, {"seconds": seconds, "peak_memory_bytes": memory})
         directory.commit(job.run.before(stage))
     barrier(job.world)
+
+
+def answer_questions(job: Job, stage: int, tasks: Sequence[str]) -> None:
+    """Answers the questions of some tasks with the model after a trained stage, on all ranks."""
+    if job.world.is_main:
+        job.stage(stage).clear_leftovers()
+    barrier(job.world)
+    steps.answer(job, stage, [task for task in job.config.benchmark.evaluated if task.name in tasks])
 
 
 def stage_runner(config: RunConfig) -> Callable[[RunDirectory, int], None]:

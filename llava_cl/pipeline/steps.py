@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from llava_cl.config import TaskConfig
 from llava_cl.data import measurement_indices, modality_lengths
 from llava_cl.distributed import exchange_tensors, full_precision_matmul, local_share
 from llava_cl.errors import RunError
@@ -22,7 +23,7 @@ from llava_cl.methods import LayerStatistics, LoraFactors, Method
 from llava_cl.models import LinearTarget
 from llava_cl.pipeline.bases import load_bases, save_columns
 from llava_cl.pipeline.job import Job
-from llava_cl.pipeline.scoring import predictions_file, score_stage
+from llava_cl.pipeline.scoring import answers_step, predictions_file, score_stage
 from llava_cl.store import load_tensors, save_tensors, write_jsonl
 from llava_cl.training.adapters import attach, collect, save_adapter
 from llava_cl.training.statistics import Statistics, measure
@@ -149,14 +150,17 @@ def protect(job: Job, method: Method, stage: int) -> list[Path]:
 
 
 def evaluate(job: Job, method: Method, stage: int) -> list[Path]:
-    """Answers the questions of every task and probe; a task whose predictions are recorded is not asked again."""
+    """Answers the questions of every task and probe."""
+    return answer(job, stage, job.config.benchmark.evaluated)
+
+
+def answer(job: Job, stage: int, tasks: Sequence[TaskConfig]) -> list[Path]:
+    """Answers the questions of tasks; those whose predictions are recorded are not asked again."""
     directory = job.stage(stage)
-    benchmark = job.config.benchmark
-    tasks = (*benchmark.tasks, *benchmark.probes)
     files = [predictions_file(directory, task.name) for task in tasks]
     model: PreTrainedModel | None = None
     for task, file in zip(tasks, files, strict=True):
-        if job.decide(job.world.is_main and directory.step_done(f"evaluate-{task.name}")):
+        if job.decide(job.world.is_main and directory.step_done(answers_step(task.name))):
             continue
         if model is None:
             model = job.load_model(stage)
@@ -180,7 +184,7 @@ def evaluate(job: Job, method: Method, stage: int) -> list[Path]:
                 for record, text in zip(records, texts, strict=True)
             ]
             write_jsonl(file, rows)
-            directory.record_step(f"evaluate-{task.name}", [file], **cost)
+            directory.record_step(answers_step(task.name), [file], **cost)
     return files
 
 

@@ -1,4 +1,7 @@
-"""One rank of a stage job; started by the launcher as `python -m llava_cl.pipeline.worker RUN_DIR STAGE`."""
+"""One rank of a stage job; started by the launcher as `python -m llava_cl.pipeline.worker RUN_DIR STAGE [TASK...]`.
+
+With tasks it only answers their questions.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,32 @@ import time
 import traceback
 from pathlib import Path
 
-from llava_cl.config import validate_config
 from llava_cl.distributed import init_world, shutdown
 from llava_cl.errors import LlavaClError
 from llava_cl.logging import setup_logging
-from llava_cl.pipeline.job import Job
+from llava_cl.pipeline.job import Job, recorded_config
 from llava_cl.pipeline.launch import die_with_parent, failure_file, progress_file
 from llava_cl.pipeline.progress import ProgressWriter
-from llava_cl.pipeline.stage import run_stage
-from llava_cl.store import RunDirectory, read_json, write_json
+from llava_cl.pipeline.stage import answer_questions, run_stage
+from llava_cl.store import RunDirectory, write_json
 
 
 def main(arguments: list[str]) -> None:
-    """Runs one stage on this rank; a failure is written down for the orchestrator and ends the process."""
+    """Runs a stage, or part of its evaluation, on this rank; a failure is told to the orchestrator and ends it."""
     die_with_parent()
-    path, stage = Path(arguments[0]), int(arguments[1])
+    path, stage, tasks = Path(arguments[0]), int(arguments[1]), arguments[2:]
     rank = int(os.environ.get("RANK", "0"))
     setup_logging(rank=rank)
     try:
-        config = validate_config(read_json(path / "run.json")["config"], str(path / "run.json"))
+        config = recorded_config(path)
         distributed = config.distributed
         world = init_world(use_deepspeed=distributed.deepspeed is not None, timeout_minutes=distributed.timeout_minutes)
         run = RunDirectory(path, [task.name for task in config.benchmark.tasks])
         job = Job(config, run, world, ProgressWriter(progress_file(path) if world.is_main else None))
-        run_stage(job, stage)
+        if tasks:
+            answer_questions(job, stage, tasks)
+        else:
+            run_stage(job, stage)
     except Exception as error:  # noqa: BLE001 - whatever ends a rank is told to the user by the orchestrator
         explained = isinstance(error, LlavaClError)
         report = {

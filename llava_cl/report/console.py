@@ -38,6 +38,26 @@ def console_table(metrics: Metrics | Mapping[str, Any]) -> Table:
     return table
 
 
+def scores_table(results: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Table:
+    """Scores by stage and task, the strict ones in brackets where there are any.
+
+    Args:
+        results: stage -> task -> `{"score", "strict_score"}` in percent.
+    """
+    table = Table(title="Scores (percent)", title_justify="left")
+    table.add_column("stage")
+    for task in next(iter(results.values())):
+        table.add_column(Text(task), justify="right")
+    for stage, scores in results.items():
+        cells = [
+            percent(score["score"], 2)
+            + ("" if score["strict_score"] is None else f" ({percent(score['strict_score'], 2)})")
+            for score in scores.values()
+        ]
+        table.add_row(str(stage), *cells)
+    return table
+
+
 def summary_table(metrics: Metrics | Mapping[str, Any]) -> Table:
     """The summary metrics with their definitions; takes and raises what `console_table` does."""
     metrics = parse_metrics(metrics)

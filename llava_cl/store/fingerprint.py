@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from llava_cl.errors import InputError
@@ -25,7 +25,10 @@ def fingerprint_files(files: Iterable[Path], root: Path) -> dict[str, str]:
     return {str(file.relative_to(root)): file_hash(file) for file in files}
 
 
-def fingerprint_model(path: Path) -> str:
-    """One SHA-256 over the names and hashes of a checkpoint folder's files."""
-    hashes = fingerprint_files((f for f in path.iterdir() if f.suffix in _MODEL_SUFFIXES), path)
-    return hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()
+def fingerprint_model(folders: Sequence[Path]) -> str:
+    """One SHA-256 over the names and hashes of the files in a checkpoint's folders."""
+    hashes = [
+        sorted(fingerprint_files((f for f in folder.iterdir() if f.suffix in _MODEL_SUFFIXES), folder).items())
+        for folder in folders
+    ]
+    return hashlib.sha256(repr(hashes).encode()).hexdigest()

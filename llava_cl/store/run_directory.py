@@ -93,6 +93,11 @@ class StageDirectory:
         hashes = {str(file.relative_to(self.path)): file_hash(file) for file in sorted(files)}
         write_json(self._record(step), {"format": FORMAT, "step": step, "files": hashes, **facts})
 
+    @property
+    def trained(self) -> bool:
+        """Whether the model after this stage can be put together: its adapter is complete, or it needs none."""
+        return self.stage == 0 or self.step_done("train")
+
     def step_facts(self) -> list[dict[str, Any]]:
         """What was recorded with every complete step."""
         return [dict(read_json(record)) for record in sorted((self.path / "steps").glob("*.json"))]
@@ -178,6 +183,13 @@ class RunDirectory:
         facts = {key: manifest[key] for key in ("identity", "base", "data")}
         facts["base"] = facts["base"]["sha256"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def trained_up_to(self) -> int:
+        """The last stage whose model, with those of all stages before it, is complete."""
+        last = 0
+        while last < len(self._tasks) and self.stage(last + 1).trained:
+            last += 1
+        return last
 
     def stages(self) -> list[StageDirectory]:
         """All stages 1..T, committed or not."""

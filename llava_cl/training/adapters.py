@@ -127,6 +127,32 @@ def save_adapter(
     return [folder / _WEIGHTS, folder / _CONFIG]
 
 
+def combine(folders: Sequence[Path], folder: Path) -> None:
+    """Writes the adapters of several stages as one, whose update is the sum of theirs.
+
+    Its A and B are theirs side by side, so its rank is the sum of their ranks.
+
+    Args:
+        folders: adapter folders in the order of the stages; one scale, and the same layers in each.
+        folder: where the combined adapter is written.
+    """
+    adapters = [load_tensors(part / _WEIGHTS) for part in folders]
+    names = adapters[0][1]["layers"]
+    tensors: dict[str, torch.Tensor] = {}
+    for name in names:
+        for part, along in (("lora_A", 0), ("lora_B", 1)):
+            key = f"{_PREFIX}{name}.{part}.weight"
+            tensors[key] = torch.cat([own[key] for own, _ in adapters], dim=along)
+    projector = None
+    for own, metadata in adapters:
+        if metadata["projector"]:
+            projector = metadata["projector"]
+            tensors.update({key: own[key] for key in own if key.startswith(f"{_PREFIX}{projector}.")})
+    rank = tensors[f"{_PREFIX}{names[0]}.lora_A.weight"].shape[0]
+    scale = adapters[0][1]["scale"]
+    save_adapter(folder, tensors, names, configuration.LoraConfig(rank=rank, alpha=scale * rank), projector)
+
+
 def replay(model: PreTrainedModel, folders: Sequence[Path]) -> None:
     """Adds the stored deltas of earlier stages to a base model and installs the last stored projector.
 

@@ -40,15 +40,15 @@ def test_all_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_model_is_the_same_in_another_place(checkpoint: Path, tmp_path: Path) -> None:
-    before = fingerprint_model(checkpoint)
+    before = fingerprint_model([checkpoint])
     (checkpoint / "README.md").write_text("not part of the model")
     moved = shutil.move(checkpoint, tmp_path / "elsewhere")
-    assert fingerprint_model(Path(moved)) == before
+    assert fingerprint_model([Path(moved)]) == before
 
 
 @pytest.mark.parametrize("change", ["content", "name", "swap", "more", "less"])
 def test_every_change_of_a_model_shows(checkpoint: Path, change: str) -> None:
-    before = fingerprint_model(checkpoint)
+    before = fingerprint_model([checkpoint])
     first, second = checkpoint / "model-1.safetensors", checkpoint / "model-2.safetensors"
     match change:
         case "content":
@@ -63,4 +63,4 @@ def test_every_change_of_a_model_shows(checkpoint: Path, change: str) -> None:
             (checkpoint / "tokenizer.model").write_bytes(b"")
         case "less":
             second.unlink()
-    assert fingerprint_model(checkpoint) != before
+    assert fingerprint_model([checkpoint]) != before

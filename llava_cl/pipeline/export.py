@@ -1,0 +1,61 @@
+"""The model after a stage, written down for other programs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from llava_cl.distributed import World
+from llava_cl.errors import InputError
+from llava_cl.pipeline.job import Job, recorded_config
+from llava_cl.pipeline.progress import ProgressWriter
+from llava_cl.store import RunDirectory, read_json
+from llava_cl.store.fingerprint import fingerprint_model
+from llava_cl.training.adapters import combine
+
+PEFT = "peft"
+
+
+def export(path: Path, stage: int, folder: Path, layout: str) -> None:
+    """Writes the model as it is after a stage.
+
+    Args:
+        path: run directory.
+        stage: 0 = the base model, 1..T = after that task.
+        folder: a folder that does not exist yet.
+        layout: one of the family's checkpoint layouts, or "peft" for one adapter over the base model, whose update
+            is the sum of the stages'.
+
+    Raises:
+        InputError: a stage that has not been trained or was changed since, a folder that exists, an unknown layout.
+    """
+    config = recorded_config(path)
+    run = RunDirectory(path, [task.name for task in config.benchmark.tasks])
+    job = Job(config, run, World(0, 1, torch.device("cpu")), ProgressWriter(None))
+    layouts = (*job.family.layouts, PEFT)
+    trained = run.trained_up_to()
+    problems = []
+    if layout not in layouts:
+        problems.append(f"--format {layout}: the {config.model.family} family has {', '.join(layouts)}.")
+    if not 0 <= stage <= len(config.benchmark.tasks):
+        problems.append(f"--stage {stage}: the stages are 0 (the base model) to {len(config.benchmark.tasks)}.")
+    elif trained < stage:
+        problems.append(f"--stage {stage}: {path} is trained up to stage {trained}.")
+    elif layout == PEFT and stage == 0:
+        problems.append("--stage 0: the base model has no adapter.")
+    if folder.exists():
+        problems.append(f"--to {folder}: exists; give a new folder.")
+    if problems:
+        raise InputError(*problems)
+    if layout != PEFT and fingerprint_model(job.family.folders()) != read_json(run.manifest)["base"]["sha256"]:
+        raise InputError(f"{config.model.path}: is not the base model that {path} was made with; put that one there.")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if layout == PEFT:
+        combine([run.stage(number).adapter for number in range(1, stage + 1)], partial)
+    else:
+        job.family.save(job.load_model(stage), partial, layout)
+    partial.rename(folder)

@@ -1,0 +1,124 @@
+"""`llava-cl export`: other programs load what it writes and answer as the run did."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import LlavaForConditionalGeneration
+from typer.testing import CliRunner
+
+from llava_cl.cli import app
+from llava_cl.config import ModelConfig
+from llava_cl.data import encode_prompt, load_image, preprocess_image
+from llava_cl.errors import InputError
+from llava_cl.models import family
+from llava_cl.pipeline.export import export
+from runs import run_here, tiny_config
+from tiny import build_model, run_content
+from tiny_samples import IMAGE_TOKEN_ID, IMAGE_TOKENS
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run over two tasks, whose updates are large enough to change answers."""
+    folder = tmp_path_factory.mktemp("export")
+    config = tiny_config(folder, run_content(tiny_run), "training.epochs=4", "training.learning_rate=0.02")
+    run_here(config, folder / "run")
+    return folder / "run"
+
+
+def _answers(model: Any, tokenizer: Any, data: Path, task: str) -> list[str]:
+    """The model's greedy answers to a task's questions, one at a time, with transformers alone."""
+    answers = []
+    for record in json.loads((data / task / "test.json").read_text()):
+        ids = encode_prompt(record["text"], tokenizer, image_token_id=IMAGE_TOKEN_ID, num_image_tokens=IMAGE_TOKENS)
+        image = load_image(record["image"], data / "images")
+        pixels = torch.from_numpy(preprocess_image(image, size=16))[None]
+        batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        new = model.generate(**batch, pixel_values=pixels, max_new_tokens=3, do_sample=False)[0, len(ids) :]
+        answers.append(tokenizer.decode(new, skip_special_tokens=True).strip())
+    return answers
+
+
+def _recorded(run: Path, stage: str, task: str) -> list[str]:
+    lines = (run / "stages" / stage / "predictions" / f"{task}.jsonl").read_text().splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+def test_plain_transformers_answers_as_the_run_did(run: Path, tiny_run: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", str(run), "--stage", "2", "--to", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    model = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out")
+    tokenizer = family(ModelConfig(path=tiny_run / "model")).tokenizer()
+    for task in ("Colour", "Tone"):
+        answers = _answers(model, tokenizer, tiny_run / "data", task)
+        assert answers == _recorded(run, "02-Tone", task)
+        assert answers != _recorded(run, "00-base", task)
+
+
+def test_an_adapter_over_the_base_gives_the_same_model(run: Path, tiny_run: Path, tmp_path: Path) -> None:
+    export(run, 2, tmp_path / "peft", "peft")
+    export(run, 2, tmp_path / "hf", "hf")
+    base = LlavaForConditionalGeneration.from_pretrained(tiny_run / "model")
+    merged: Any = PeftModel.from_pretrained(base, tmp_path / "peft").merge_and_unload()
+    whole = dict(LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf").named_parameters())
+    start = dict(LlavaForConditionalGeneration.from_pretrained(tiny_run / "model").named_parameters())
+    changed = 0
+    for name, parameter in merged.named_parameters():
+        torch.testing.assert_close(parameter, whole[name], rtol=1e-5, atol=1e-6)
+        changed += not torch.equal(whole[name], start[name])
+    assert changed == 14 + 4
+
+
+def test_the_authors_layout_holds_the_same_model(run: Path, tmp_path: Path) -> None:
+    export(run, 1, tmp_path / "llava", "llava")
+    export(run, 1, tmp_path / "hf", "hf")
+    models = [
+        family(ModelConfig(path=tmp_path / name, dtype="float32")).load(torch.device("cpu")) for name in ("llava", "hf")
+    ]
+    pairs = zip(*(model.named_parameters() for model in models), strict=True)
+    for (left, a), (right, b) in pairs:
+        assert left == right
+        assert torch.equal(a, b), left
+
+
+@pytest.mark.parametrize(
+    ("stage", "layout", "named"),
+    [(3, "hf", "the stages are 0"), (1, "gguf", "the llava family has hf, llava, peft"), (0, "peft", "has no adapter")],
+)
+def test_what_cannot_be_exported_is_told(run: Path, stage: int, layout: str, named: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=named):
+        export(run, stage, tmp_path / "out", layout)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_base_model_is_refused(run: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(run, tmp_path / "run"))
+    content = json.loads((moved / "run.json").read_text())
+    content["config"]["model"]["path"] = str(build_model(tmp_path / "other", seed=9))
+    (moved / "run.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="is not the base model"):
+        export(moved, 1, tmp_path / "out", "hf")
+
+
+def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="exists; give a new folder"):
+        export(run, 1, tmp_path / "out", "hf")
+
+
+def test_a_stage_that_is_not_trained_is_told(tiny_run: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, run_content(tiny_run))
+    (tmp_path / "run").mkdir()
+    content = {"config": config.model_dump(mode="json")}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="is trained up to stage 0"):
+        export(tmp_path / "run", 1, tmp_path / "out", "hf")
+    with pytest.raises(InputError, match=r"holds no run\.json"):
+        export(tmp_path, 1, tmp_path / "out", "hf")
