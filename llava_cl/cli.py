@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import TaskID
 
 from llava_cl.errors import LlavaClError
 
@@ -63,16 +64,36 @@ def check(
     overrides: Overrides = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node that the run will have.")] = None,
 ) -> None:
-    """Check configuration, model, data and disk for a run before anything is spent."""
+    """Check configuration, model, data, disk and memory for a run before anything is spent."""
+    from rich.progress import Progress
+
     from llava_cl.config import load_config
     from llava_cl.pipeline.launch import ranks_per_node
-    from llava_cl.pipeline.preflight import check_disk, check_records, check_setup
+    from llava_cl.pipeline.preflight import check_disk, check_memory, check_records, check_setup, data_files
+    from llava_cl.report.console import data_table, data_tree
 
     resolved = load_config(config, overrides or ())
+    ranks = ranks_per_node(resolved.distributed.ranks, nproc)
     console = Console()
-    check_setup(resolved, ranks_per_node(resolved.distributed.ranks, nproc))
+    folders = [resolved.data_root / task.images for task in resolved.benchmark.evaluated]
+    console.print(data_tree(resolved.data_root, [*data_files(resolved), *folders]))
+    check_setup(resolved, ranks)
     check_disk(resolved, Path("runs") / resolved.name)
-    check_records(resolved, lambda name: console.print(f"checking {name}", highlight=False))
+    check_memory(resolved, ranks)
+    with Progress(console=console, transient=True) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def show(task: str, done: int, total: int) -> None:
+            bar = bars.get(task)
+            if bar is None:
+                bar = bars[task] = progress.add_task(task, total=None)
+            progress.update(bar, completed=done, total=total or None)
+
+        found = check_records(resolved, show)
+    console.print(data_table(found))
+    for data in found:
+        for note in data.unexpected():
+            console.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True)
     console.print("all good", style="green")
 
 

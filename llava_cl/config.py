@@ -41,6 +41,8 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_TASK_PATHS = ("train", "test", "validation", "images", "references", "validation_references")
+Part = Literal["train", "test", "validation"]
 _AnySection = TypeVar("_AnySection", bound=_Section)
 
 
@@ -48,6 +50,7 @@ class TaskConfig(_Section):
     """One task of a stream. File paths are relative to the data root.
 
     `suffix` is added to every question; `suffix_by_answer` replaces it where the reference answer is the key.
+    `records` says how many records there should be (`{train: 40000, test: 3000}`); another number is only told.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -60,8 +63,9 @@ class TaskConfig(_Section):
     validation_references: str | None = None
     suffix: str = ""
     suffix_by_answer: dict[str, str] = {}
+    records: dict[Part, int] = {}
 
-    @field_validator("train", "test", "validation", "images", "references", "validation_references")
+    @field_validator(*_TASK_PATHS)
     @classmethod
     def _relative(cls, value: str | None) -> str | None:
         if value is not None and Path(value).is_absolute():
@@ -70,10 +74,15 @@ class TaskConfig(_Section):
 
 
 class BenchmarkConfig(_Section):
-    """A stream of tasks in the order in which they are learned, and probes that are only evaluated."""
+    """A stream of tasks in the order in which they are learned, and probes that are only evaluated.
+
+    `aliases` names folders below the data root that are also published under another name; the one that is there is
+    used.
+    """
 
     name: str
     description: str = ""
+    aliases: dict[str, str] = {}
     tasks: tuple[TaskConfig, ...] = Field(min_length=1)
     probes: tuple[TaskConfig, ...] = ()
 
@@ -228,6 +237,9 @@ class RunConfig(_Section):
         content = self.model_dump(mode="json")
         for section, key in _NOT_IDENTITY:
             del (content[section] if section else content)[key]
+        del content["benchmark"]["aliases"]
+        for task in (*content["benchmark"]["tasks"], *content["benchmark"]["probes"]):
+            del task["records"]
         return {**content, "deepspeed": self.distributed.deepspeed is not None}
 
 
@@ -351,7 +363,26 @@ def validate_config(content: Mapping[str, Any], source: str, overrides: Iterable
     Raises:
         InputError: one problem for each wrong key.
     """
-    return _validated(RunConfig, _resolve(apply_overrides(content, overrides), Path.cwd()), source)
+    config = _validated(RunConfig, _resolve(apply_overrides(content, overrides), Path.cwd()), source)
+    benchmark = _with_aliases(config.benchmark, config.data_root)
+    return config.model_copy(update={"benchmark": benchmark})
+
+
+def _with_aliases(benchmark: BenchmarkConfig, root: Path) -> BenchmarkConfig:
+    """The benchmark with the paths of those aliased folders that are there, where the folders themselves are not."""
+
+    def actual(path: str) -> str:
+        for folder, alias in benchmark.aliases.items():
+            if path.startswith(f"{folder}/") and not (root / folder).exists() and (root / alias).exists():
+                return alias + path.removeprefix(folder)
+        return path
+
+    def renamed(task: TaskConfig) -> TaskConfig:
+        paths = task.model_dump(include=set(_TASK_PATHS), exclude_none=True)
+        return task.model_copy(update={key: actual(path) for key, path in paths.items()})
+
+    tasks, probes = (tuple(map(renamed, part)) for part in (benchmark.tasks, benchmark.probes))
+    return benchmark.model_copy(update={"tasks": tasks, "probes": probes})
 
 
 def _validated(model: type[_AnySection], content: Mapping[str, Any], source: str) -> _AnySection:

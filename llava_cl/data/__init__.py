@@ -3,7 +3,7 @@
 from llava_cl.data.collate import collate_prompts, collate_train
 from llava_cl.data.conversation import IGNORE_INDEX, IMAGE_MARKER, encode_conversation, encode_prompt
 from llava_cl.data.dataset import PADDING_INDEX, ConversationDataset, QuestionDataset, UnusableSample
-from llava_cl.data.images import CLIP_MEAN, CLIP_STD, load_image, preprocess_image, resolve_image
+from llava_cl.data.images import CLIP_MEAN, CLIP_STD, check_image, load_image, preprocess_image, resolve_image
 from llava_cl.data.records import (
     CaptionReference,
     QuestionRecord,
@@ -32,6 +32,7 @@ __all__ = [
     "QuestionRecord",
     "TrainRecord",
     "UnusableSample",
+    "check_image",
     "collate_prompts",
     "collate_train",
     "encode_conversation",

@@ -173,7 +173,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
     before = read_json(run.manifest) if run.manifest.is_file() else None
     if before is None:
         check_disk(config, run.path)
-        check_records(config, lambda name: watcher.checking(f"records of {name}"))
+        check_records(config, lambda task, done, total: watcher.checking(f"data of {task}") if not total else None)
         write_json(
             run.manifest,
             {

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from llava_cl.config import RunConfig, TaskConfig
+from llava_cl.config import Part, RunConfig, TaskConfig
 from llava_cl.data import (
     ConversationDataset,
     QuestionRecord,
     TrainRecord,
+    check_image,
     load_caption_references,
     load_question_records,
     load_train_records,
     measurement_indices,
-    resolve_image,
 )
 from llava_cl.errors import InputError
 from llava_cl.evaluation.scorers import SCORERS, reference_problems
@@ -30,6 +35,28 @@ from llava_cl.pipeline.scoring import evaluation_files
 logger = logging.getLogger(__name__)
 
 _LISTED = 20
+
+Progress = Callable[[str, int, int], None]
+"""Called with a task, the number of its images that are checked, and of all."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a task's data holds: the records of each file (path below the data root), and different images."""
+
+    task: TaskConfig
+    records: dict[str, int]
+    images: int
+
+    def unexpected(self) -> list[str]:
+        """Numbers of records that are not those the benchmark states."""
+        task = self.task
+        files: dict[Part, str | None] = {"train": task.train, "test": task.test, "validation": task.validation}
+        return [
+            f"{name}: {self.records[name]} records, {task.records[part]} are expected"
+            for part, name in files.items()
+            if name is not None and self.records[name] != task.records.get(part, self.records[name])
+        ]
 
 
 def data_files(config: RunConfig) -> list[Path]:
@@ -87,8 +114,8 @@ def check_setup(config: RunConfig, ranks: int) -> None:
         raise InputError(*problems)
 
 
-def check_records(config: RunConfig, progress: Callable[[str], None] = lambda name: None) -> None:
-    """Reads every record of every task and checks fields, ids, images and label masks.
+def check_records(config: RunConfig, progress: Progress = lambda task, done, total: None) -> list[TaskData]:
+    """Reads every record and every image of every task and checks fields, ids, images and label masks.
 
     Raises:
         InputError: everything that is wrong, at once.
@@ -96,11 +123,14 @@ def check_records(config: RunConfig, progress: Callable[[str], None] = lambda na
     models = family(config.model)
     tokenizer, images = models.tokenizer(), models.image_spec()
     problems: list[str] = []
-    for task in config.benchmark.evaluated:
-        progress(task.name)
-        problems += _check_task(config, task, tokenizer, images)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = [
+            _check_task(config, task, tokenizer, images, pool, progress, problems)
+            for task in config.benchmark.evaluated
+        ]
     if problems:
         raise InputError(*problems)
+    return found
 
 
 def check_disk(config: RunConfig, folder: Path) -> None:
@@ -117,6 +147,42 @@ def check_disk(config: RunConfig, folder: Path) -> None:
             f"{folder}: the run needs up to {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
             "free some space or give another --output."
         )
+
+
+def check_memory(config: RunConfig, ranks: int) -> None:
+    """Checks that the weights, the statistics' fp32 sums and the optimizer's state fit in the memory of each rank.
+
+    Activations come on top; how large they are depends on the batch.
+
+    Raises:
+        InputError: too little memory.
+    """
+    need = memory_bytes(config)
+    if torch.cuda.is_available():
+        have = min(torch.cuda.mem_get_info(device)[1] for device in range(torch.cuda.device_count()))
+        where = "a GPU"
+    else:
+        have, where = psutil.virtual_memory().total // ranks, f"each of {ranks} ranks on this machine"
+    if have < need:
+        raise InputError(
+            f"{config.model.path}: a rank needs at least {need / 1e9:.1f} GB of memory, {where} has {have / 1e9:.1f} "
+            "GB; use fewer ranks on the machine, or a larger one."
+        )
+
+
+def memory_bytes(config: RunConfig) -> int:
+    """Lower bound of a rank's memory: the larger of measuring (with fp32 sums) and of training (without ZeRO)."""
+    models = family(config.model)
+    skeleton = models.skeleton()
+    width = torch.empty((), dtype=getattr(torch, config.model.dtype)).element_size()
+    weights = width * sum(parameter.numel() for parameter in skeleton.parameters())
+    targets = [target.module.weight for target in models.linear_targets(skeleton).values()]
+    method = build_method(config.method)
+    sums = sum(4 * weight.numel() for weight in targets) if "gradient" in method.before | method.after else 0
+    prefix = models.projector_prefix() if config.training.projector_learning_rate else None
+    trained = sum(config.lora.rank * sum(weight.shape) for weight in targets)
+    trained += sum(p.numel() for p in skeleton.get_submodule(prefix).parameters()) if prefix else 0
+    return weights + max(sums, 16 * trained)
 
 
 def required_bytes(config: RunConfig) -> int:
@@ -142,24 +208,63 @@ def _collect(*checks: Callable[[], object]) -> Iterator[str]:
 
 
 def _check_task(
-    config: RunConfig, task: TaskConfig, tokenizer: PreTrainedTokenizerBase, images: ImageSpec
-) -> list[str]:
+    config: RunConfig,
+    task: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    images: ImageSpec,
+    pool: ThreadPoolExecutor,
+    progress: Progress,
+    problems: list[str],
+) -> TaskData:
+    """Checks one task's files and adds what is wrong to `problems`."""
     root = config.data_root
-    problems: list[str] = []
+    progress(task.name, 0, 0)
+    train: list[TrainRecord] = []
+    files: dict[str, Sequence[TrainRecord | QuestionRecord]] = {}
     if task.train is not None:
-        train = _read(load_train_records, root / task.train, problems)
-        problems += _missing_images(root / task.train, root / task.images, train)
-        if train:
-            problems += _collect(lambda: measurement_indices(len(train), config.measurement.ratio))
-            problems += _unusable(config, task, train, tokenizer, images)
+        files[task.train] = train = _read(load_train_records, root / task.train, problems)
     for name, references in ((task.test, task.references), (task.validation, task.validation_references)):
         if name is not None:
-            questions = _read(load_question_records, root / name, problems)
-            problems += _missing_images(root / name, root / task.images, questions)
+            files[name] = questions = _read(load_question_records, root / name, problems)
             captions = _read(load_caption_references, root / references, problems) if references else None
             if questions and (captions or not references):
                 unmatched = reference_problems(task.scorer, questions, captions)
                 problems += (f"{root / name}: {problem}" for problem in unmatched)
+    paths = list(dict.fromkeys(path for records in files.values() for record in records for path in record.images))
+    # Other threads decode images while this one computes masks.
+    decoding = pool.map(lambda path: _image_problem(path, root / task.images), paths)
+    if train:
+        problems += _collect(lambda: measurement_indices(len(train), config.measurement.ratio))
+        problems += _unusable(config, task, train, tokenizer, images)
+    broken: dict[str, str] = {}
+    for done, (path, problem) in enumerate(zip(paths, decoding, strict=True), start=1):
+        if problem is not None:
+            broken[path] = problem
+        progress(task.name, done, len(paths))
+    for name, records in files.items():
+        problems += _image_problems(root / name, records, broken)
+    return TaskData(task, {name: len(records) for name, records in files.items()}, len(paths))
+
+
+def _image_problem(path: str, root: Path) -> str | None:
+    try:
+        check_image(path, root)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _image_problems(
+    file: Path, records: Sequence[TrainRecord | QuestionRecord], broken: Mapping[str, str]
+) -> list[str]:
+    problems = [
+        f"{file}: record {index} (id {record.id}), field image: {broken[path]}"
+        for index, record in enumerate(records)
+        for path in record.images
+        if path in broken
+    ]
+    if len(problems) > _LISTED:
+        problems[_LISTED:] = [f"{file}: {len(problems) - _LISTED} more images are missing or refused."]
     return problems
 
 
@@ -169,20 +274,7 @@ def _read(load: Callable[[Path], Any], file: Path, problems: list[str]) -> Any:
         return load(file)
     except InputError as error:
         problems += error.problems
-        return ()
-
-
-def _missing_images(file: Path, root: Path, records: Sequence[TrainRecord | QuestionRecord]) -> list[str]:
-    problems = []
-    for index, record in enumerate(records):
-        for path in record.images:
-            try:
-                resolve_image(path, root)
-            except InputError as error:
-                problems.append(f"{file}: record {index} (id {record.id}), field image: {error}")
-    if len(problems) > _LISTED:
-        problems[_LISTED:] = [f"{file}: {len(problems) - _LISTED} more images are missing or refused."]
-    return problems
+        return []
 
 
 def _unusable(

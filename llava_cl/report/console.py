@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
+from llava_cl.pipeline.preflight import TaskData
 from llava_cl.report.load import Metrics, parse_metrics
 from llava_cl.report.text import METRICS, mean, metric, percent
 
@@ -35,6 +38,41 @@ def console_table(metrics: Metrics | Mapping[str, Any]) -> Table:
         ]
         name = Text(f"{stage + 1} {metrics.tasks[stage]}")
         table.add_row(name, *cells, percent(mean(row[: stage + 1]), 2))
+    return table
+
+
+def data_tree(root: Path, paths: Sequence[Path]) -> Tree:
+    """The files and folders that a run reads below the data root, those that are missing in red."""
+    tree = Tree(Text(str(root)))
+    branches = {root: tree}
+    for path in sorted(set(paths)):
+        for folder in reversed(path.relative_to(root).parents):
+            place = root / folder
+            if place not in branches:
+                branches[place] = branches[place.parent].add(Text(f"{place.name}/"))
+        if path not in branches:
+            missing = not path.exists()
+            label = Text(path.name + (" (missing)" if missing else ""), style="red" if missing else "")
+            branches[path] = branches[path.parent].add(label)
+    return tree
+
+
+def data_table(found: Sequence[TaskData]) -> Table:
+    """Records and images of each task."""
+    table = Table(title="Data", title_justify="left")
+    for heading in ("task", "file", "records", "images"):
+        table.add_column(heading, justify="right" if heading in {"records", "images"} else "left")
+    for data in found:
+        rows = list(data.records.items())
+        for number, (name, records) in enumerate(rows):
+            first = number == 0
+            table.add_row(
+                Text(data.task.name if first else ""),
+                Text(name),
+                str(records),
+                str(data.images) if first else "",
+                end_section=number == len(rows) - 1,
+            )
     return table
 
 

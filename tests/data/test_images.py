@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_cl.data import load_image, preprocess_image
+from llava_cl.data import check_image, load_image, preprocess_image
 from llava_cl.data.images import CLIP_MEAN, CLIP_STD, MAX_SIDE
 from llava_cl.errors import InputError
 
@@ -113,3 +113,21 @@ def test_huge_images_are_refused_before_decoding(tmp_path):
     with pytest.raises(InputError, match=r"bomb\.png is too large"):
         load_image("bomb.png", tmp_path)
     assert load_image("longest.png", tmp_path).mode == "RGB"
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_the_check_finds_what_decoding_would(kind, tmp_path):
+    rng = np.random.default_rng(0)
+    file = tmp_path / f"picture.{kind}"
+    Image.fromarray(rng.integers(0, 255, (64, 48, 3), dtype=np.uint8)).save(file)
+    check_image(file.name, tmp_path)
+    content = file.read_bytes()
+    for part in (0.3, 0.6, 0.95):
+        file.write_bytes(content[: int(len(content) * part)])
+        for read in (load_image, check_image):
+            with pytest.raises(InputError, match="cannot be decoded"):
+                read(file.name, tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        check_image("none.png", tmp_path)
+    with pytest.raises(InputError, match="leaves the image folder"):
+        check_image("../none.png", tmp_path)

@@ -46,6 +46,11 @@ def _remove_image(folder: Path) -> None:
     (folder / "data/images/Tone/5.png").unlink()
 
 
+def _truncate_image(folder: Path) -> None:
+    file = folder / "data/images/Tone/6.png"
+    file.write_bytes(file.read_bytes()[:-30])
+
+
 def _break_json(folder: Path) -> None:
     file = folder / "data/Colour/train.json"
     file.write_text(file.read_text()[:-20])
@@ -83,6 +88,7 @@ def _escaping_image(folder: Path) -> None:
     ("damage", "said"),
     [
         (_remove_image, ["Tone-5", "image", "Tone/5.png"]),
+        (_truncate_image, ["Tone-6", "image", "Tone/6.png", "cannot be decoded"]),
         (_break_json, ["Colour/train.json", "line"]),
         (_no_human_turn, ["Colour/train.json", "3", "conversations"]),
         (_answer_without_mask, ["Colour/train.json", "Colour-4", "unmatched_limit"]),

@@ -1,0 +1,86 @@
+"""`llava-cl check` shows what a run reads, counts it, and finds what is missing or does not fit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import psutil
+import pytest
+from transformers import LlavaForConditionalGeneration
+from typer.testing import CliRunner
+
+import tiny
+from llava_cl.cli import app
+from llava_cl.config import load_config
+from llava_cl.errors import InputError
+from llava_cl.pipeline.preflight import check_memory, memory_bytes
+from runs import tiny_config, write_config
+
+
+@pytest.fixture
+def folder(tiny_run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_run, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_files_and_counts_are_shown(folder: Path) -> None:
+    content = tiny.run_content(folder)
+    content["benchmark"]["tasks"][0]["records"] = {"train": 24, "test": 10}
+    result = CliRunner().invoke(app, ["check", str(write_config(folder, content))])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert any("train.json" in line for line in lines)
+    for name, records in (("Colour/train.json", 24), ("Colour/test.json", 9), ("Tone/train.json", 24)):
+        assert any(name in line and f" {records} " in line for line in lines), result.output
+    assert "note: Colour/test.json: 9 records, 10 are expected" in result.output
+    assert "Colour/train.json: 24" not in result.output
+    assert "all good" in result.output
+
+
+def test_missing_files_are_marked_in_the_tree(folder: Path) -> None:
+    config = write_config(folder, tiny.run_content(folder))
+    (folder / "data" / "Tone" / "test.json").unlink()
+    result = CliRunner().invoke(app, ["check", str(config)])
+    assert result.exit_code != 0
+    assert isinstance(result.exception, InputError)
+    assert str(folder / "data" / "Tone" / "test.json") in str(result.exception)
+    assert next(line for line in result.output.splitlines() if "(missing)" in line).endswith("test.json (missing)")
+
+
+def test_expected_counts_are_no_part_of_a_run(folder: Path) -> None:
+    content = tiny.run_content(folder)
+    before = load_config(write_config(folder, content)).identity()
+    content["benchmark"]["tasks"][0]["records"] = {"train": 24}
+    content["benchmark"]["aliases"] = {"A": "B"}
+    assert load_config(write_config(folder, content)).identity() == before
+
+
+def test_a_folder_may_have_its_other_published_name(folder: Path) -> None:
+    content = tiny.run_content(folder)
+    content["benchmark"]["aliases"] = {"Tone": "Tone-2", "Colour": "Colour-2"}
+    (folder / "data" / "Tone").rename(folder / "data" / "Tone-2")
+    colour, tone = load_config(write_config(folder, content)).benchmark.tasks
+    assert (colour.train, tone.train, tone.test) == ("Colour/train.json", "Tone-2/train.json", "Tone-2/test.json")
+
+
+def test_too_little_memory_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(folder, tiny.run_content(folder))
+    # By hand: 14 linears of the decoder (24 x 24 four times, 24 x 40 three times, two blocks).
+    targets = 2 * (4 * 24 * 24 + 3 * 24 * 40)
+    model = LlavaForConditionalGeneration.from_pretrained(folder / "model")
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    trained = 2 * 4 * (4 * (24 + 24) + 3 * (24 + 40)) + (16 * 24 + 24) + (24 * 24 + 24)
+    assert memory_bytes(config) == 4 * weights + max(4 * targets, 16 * trained)
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=2 * memory_bytes(config)))
+    check_memory(config, 2)
+    with pytest.raises(InputError, match="of 3 ranks on this machine has"):
+        check_memory(config, 3)
+
+
+def test_shipped_counts_follow_the_file_names() -> None:
+    config = load_config(Path(__file__).parents[2] / "configs" / "runs" / "ucit_keeplora.yaml")
+    for task in config.benchmark.tasks:
+        assert task.records["test"] == 3000
+        assert ("4w" in str(task.train)) == (task.records.get("train") == 40_000)
