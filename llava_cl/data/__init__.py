@@ -1,5 +1,6 @@
 """Records, conversations and images of an instruction-tuning task, and the batches made from them."""
 
+from llava_cl.data.chat import ChatFormat, VicunaChat, chat_format
 from llava_cl.data.collate import collate_prompts, collate_train
 from llava_cl.data.conversation import IGNORE_INDEX, IMAGE_MARKER, encode_conversation, encode_prompt
 from llava_cl.data.dataset import PADDING_INDEX, ConversationDataset, QuestionDataset, UnusableSample
@@ -26,12 +27,15 @@ __all__ = [
     "IMAGE_MARKER",
     "PADDING_INDEX",
     "CaptionReference",
+    "ChatFormat",
     "ConversationDataset",
     "GlobalBatchSampler",
     "QuestionDataset",
     "QuestionRecord",
     "TrainRecord",
     "UnusableSample",
+    "VicunaChat",
+    "chat_format",
     "check_image",
     "collate_prompts",
     "collate_train",

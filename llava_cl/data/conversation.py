@@ -95,7 +95,8 @@ def encode_conversation(
         InputError: roles do not alternate, nothing is left of the conversation, or the tokenizer does not fit.
     """
     encoder = _encoder(tokenizer, VICUNA_V1, image_token_id)
-    text = _serialise(_turns(conversations, mark_images=has_image), VICUNA_V1)
+    turns = ordered_turns(conversations)
+    text = _serialise([_image_first(turn) for turn in turns] if has_image else turns, VICUNA_V1)
     ids = [encoder.bos_id, *_encode(text, encoder, image_token_id, has_image)]
     supervised, unmatched = _supervised_spans(text, ids, encoder, max_length, has_image)
     labels = [IGNORE_INDEX] * len(ids)
@@ -104,8 +105,8 @@ def encode_conversation(
     ids, labels = ids[:max_length], labels[:max_length]
     images = _image_positions(ids, image_token_id, has_image)
     return EncodedConversation(
-        input_ids=_expand(ids, images, image_token_id, num_image_tokens),
-        labels=_expand(labels, images, IGNORE_INDEX, num_image_tokens),
+        input_ids=expand(ids, images, [image_token_id] * num_image_tokens),
+        labels=expand(labels, images, [IGNORE_INDEX] * num_image_tokens),
         unmatched=unmatched,
     )
 
@@ -135,12 +136,12 @@ def encode_prompt(
     prompt = _serialise([question, ""], VICUNA_V1)
     ids = [encoder.bos_id, *_encode(prompt, encoder, image_token_id, has_image)]
     images = _image_positions(ids, image_token_id, has_image)
-    return _expand(ids, images, image_token_id, num_image_tokens)
+    return expand(ids, images, [image_token_id] * num_image_tokens)
 
 
 def count_image_turns(conversations: Sequence[Mapping[str, str]]) -> int:
     """Number of turns that carry the image marker, each of which gets one image position."""
-    return sum(IMAGE_MARKER in value for value in _turns(conversations, mark_images=False))
+    return sum(IMAGE_MARKER in value for value in ordered_turns(conversations))
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase, template: Template, image_token_id: int) -> TextEncoder:
@@ -153,8 +154,12 @@ def _encoder(tokenizer: PreTrainedTokenizerBase, template: Template, image_token
     return encoder
 
 
-def _turns(conversations: Sequence[Mapping[str, str]], mark_images: bool) -> list[str]:
-    """Texts of the turns, human first, after checking the roles."""
+def ordered_turns(conversations: Sequence[Mapping[str, str]]) -> list[str]:
+    """Texts of the turns, human first; a leading gpt turn is dropped.
+
+    Raises:
+        InputError: roles do not alternate, or nothing is left.
+    """
     turns = list(conversations)
     if turns and turns[0]["from"] == "gpt":
         turns = turns[1:]
@@ -167,8 +172,7 @@ def _turns(conversations: Sequence[Mapping[str, str]], mark_images: bool) -> lis
                 f"turn {position + 1} of a conversation is from {turn['from']!r} where {expected!r} is expected: "
                 "turns must alternate between 'human' and 'gpt', starting with 'human'"
             )
-    texts = [turn["value"] for turn in turns]
-    return [_image_first(text) for text in texts] if mark_images else texts
+    return [turn["value"] for turn in turns]
 
 
 def _image_first(text: str) -> str:
@@ -230,12 +234,12 @@ def _image_positions(ids: Sequence[int], image_token_id: int, has_image: bool) -
     return [position for position, id_ in enumerate(ids) if has_image and id_ == image_token_id]
 
 
-def _expand(values: Sequence[int], positions: Sequence[int], fill: int, copies: int) -> list[int]:
-    """`values` with each of `positions` replaced by `copies` times `fill`."""
+def expand(values: Sequence[int], positions: Sequence[int], block: Sequence[int]) -> list[int]:
+    """`values` with the one at each of `positions` replaced by `block`."""
     expanded: list[int] = []
     start = 0
     for position in positions:
         expanded.extend(values[start:position])
-        expanded.extend([fill] * copies)
+        expanded.extend(block)
         start = position + 1
     return expanded + list(values[start:])

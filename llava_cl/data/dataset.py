@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
-from llava_cl.data.conversation import IGNORE_INDEX, count_image_turns, encode_conversation, encode_prompt
+from llava_cl.data.chat import ChatFormat
+from llava_cl.data.conversation import IGNORE_INDEX, count_image_turns
 from llava_cl.data.images import CLIP_MEAN, CLIP_STD, load_image, preprocess_image
 from llava_cl.data.records import QuestionRecord, RecordId, TrainRecord
 
@@ -57,9 +57,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
     Args:
         records: the task's training records.
         image_root: folder that the records' paths are relative to.
-        tokenizer: a LLaMA-like transformers tokenizer.
-        image_token_id: id that stands for one image feature.
-        num_image_tokens: features of one image.
+        chat: encodes the turns.
         image_size, image_mean, image_std: as the vision tower expects them.
         max_length: most ids of a sample, before and again after images take their full length.
     """
@@ -68,10 +66,8 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         self,
         records: Sequence[TrainRecord],
         image_root: Path,
-        tokenizer: PreTrainedTokenizerBase,
+        chat: ChatFormat,
         *,
-        image_token_id: int,
-        num_image_tokens: int,
         image_size: int = 336,
         image_mean: Sequence[float] = CLIP_MEAN,
         image_std: Sequence[float] = CLIP_STD,
@@ -79,9 +75,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.records = records
         self._pixels = _ImageSource(image_root, image_size, image_mean, image_std)
-        self._tokenizer = tokenizer
-        self._image_token_id = image_token_id
-        self._num_image_tokens = num_image_tokens
+        self._chat = chat
         self._max_length = max_length
 
     def __len__(self) -> int:
@@ -93,7 +87,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         if index == PADDING_INDEX:
             labels = [IGNORE_INDEX] * len(labels)
         sample: dict[str, Any] = {"input_ids": ids, "labels": labels, "index": index}
-        shown = ids.count(self._image_token_id) // self._num_image_tokens if record.images else 0
+        shown = ids.count(self._chat.image_token_id) // self._chat.num_image_tokens if record.images else 0
         if shown:
             sample["pixel_values"] = self._pixels(record.images[:shown])
         return sample
@@ -113,14 +107,11 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         return unusable
 
     def _encode(self, record: TrainRecord) -> tuple[list[int], list[int], bool]:
-        images_per_turn = len(record.images) if count_image_turns(record.conversations) == 1 else 1
-        encoded = encode_conversation(
+        in_one_turn = count_image_turns(record.conversations) == 1
+        encoded = self._chat.conversation(
             record.conversations,
-            self._tokenizer,
-            image_token_id=self._image_token_id,
-            num_image_tokens=self._num_image_tokens * images_per_turn,
             max_length=self._max_length,
-            has_image=bool(record.images),
+            images_per_turn=len(record.images) if in_one_turn else min(len(record.images), 1),
         )
         end = self._end(encoded["input_ids"]) if record.images else self._max_length
         return encoded["input_ids"][:end], encoded["labels"][:end], encoded["unmatched"]
@@ -128,7 +119,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
     def _end(self, ids: Sequence[int]) -> int:
         """Where the second cut falls: at `max_length`, or before an image that would not fit in whole."""
         end = min(self._max_length, len(ids))
-        cut_off = ids[:end].count(self._image_token_id) % self._num_image_tokens
+        cut_off = ids[:end].count(self._chat.image_token_id) % self._chat.num_image_tokens
         return end - cut_off
 
 
@@ -143,32 +134,22 @@ class QuestionDataset(Dataset[dict[str, Any]]):
         self,
         records: Sequence[QuestionRecord],
         image_root: Path,
-        tokenizer: PreTrainedTokenizerBase,
+        chat: ChatFormat,
         *,
-        image_token_id: int,
-        num_image_tokens: int,
         image_size: int = 336,
         image_mean: Sequence[float] = CLIP_MEAN,
         image_std: Sequence[float] = CLIP_STD,
     ) -> None:
         self.records = records
         self._pixels = _ImageSource(image_root, image_size, image_mean, image_std)
-        self._tokenizer = tokenizer
-        self._image_token_id = image_token_id
-        self._num_image_tokens = num_image_tokens
+        self._chat = chat
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[0 if index == PADDING_INDEX else index]
-        ids = encode_prompt(
-            record.text,
-            self._tokenizer,
-            image_token_id=self._image_token_id,
-            num_image_tokens=self._num_image_tokens * len(record.images),
-            has_image=bool(record.images),
-        )
+        ids = self._chat.prompt(record.text, images=len(record.images))
         sample: dict[str, Any] = {"input_ids": ids, "index": index}
         if record.images:
             sample["pixel_values"] = self._pixels(record.images)

@@ -5,6 +5,7 @@ The pipeline sees a family only through this contract; a new family is one file 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -38,9 +39,15 @@ class LinearTarget(NamedTuple):
 
 
 class ModelFamily(Protocol):
-    """One kind of model: loading, saving, targeted linears, loss of a batch, prediction of a batch."""
+    """One kind of model: loading, saving, targeted linears, loss of a batch, prediction of a batch.
+
+    Attributes:
+        layouts: names of the checkpoint layouts that `save` writes.
+        chat: name of the format of its conversations (see `llava_cl.data.chat_format`).
+    """
 
     layouts: tuple[str, ...]
+    chat: str
 
     def folders(self) -> list[Path]:
         """Folders whose files the model and its tokenizer are read from."""
@@ -82,8 +89,9 @@ def family(config: ModelConfig) -> ModelFamily:
         InputError: an unknown family, or a path that holds no checkpoint of that family.
     """
     from llava_cl.models.llava import Llava
+    from llava_cl.models.smolvlm import SmolVlm
 
-    families = {"llava": Llava}
+    families: dict[str, Callable[[ModelConfig], ModelFamily]] = {"llava": Llava, "smolvlm": SmolVlm}
     if config.family not in families:
         raise InputError(f"model.family: unknown '{config.family}'; known: {', '.join(sorted(families))}.")
     return families[config.family](config)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+_OWN = "_class_of_transformers"
+
 
 class _SupervisedLoss:
     """Forward with a loss over supervised positions alone, in fp32.
@@ -82,24 +84,29 @@ class _BlankImage:
 
 
 def supervised(model: PreTrainedModel) -> None:
-    """Gives a loaded model the supervised loss, in place.
+    """Gives a loaded model the supervised loss, in place."""
+    mix_in(model, _SupervisedLoss)
+    mix_in(model.model, _BlankImage)
 
-    The classes are exchanged after loading, because transformers converts the keys of a checkpoint only for
-    its own classes. They keep their names, which transformers writes into the config of a saved model.
+
+def mix_in(module: Any, behaviour: type) -> None:
+    """Puts a class's methods in front of those of a loaded module, in place.
+
+    The class is exchanged after loading, because transformers converts the keys of a checkpoint only for its own
+    classes. It keeps its name, which transformers writes into the config of a saved model.
     """
-    for module, behaviour in ((model, _SupervisedLoss), (model.model, _BlankImage)):
-        own = type(module)
-        module.__class__ = type(own.__name__, (behaviour, own), {})
+    own = type(module)
+    module.__class__ = type(own.__name__, (behaviour, own), {_OWN: getattr(own, _OWN, own)})
 
 
 @contextlib.contextmanager
 def plain(model: Any) -> Iterator[None]:
     """The model with transformers' own classes again inside the block, by which it renames keys on saving."""
     changed = [(module, type(module)) for module in (model, model.model)]
-    for module, exchanged in changed:
-        module.__class__ = exchanged.__bases__[1]
+    for module, mixed in changed:
+        module.__class__ = getattr(mixed, _OWN)
     try:
         yield
     finally:
-        for module, exchanged in changed:
-            module.__class__ = exchanged
+        for module, mixed in changed:
+            module.__class__ = mixed

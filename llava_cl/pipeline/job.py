@@ -18,10 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llava_cl.config import RunConfig, TaskConfig, validate_config
 from llava_cl.data import (
+    ChatFormat,
     ConversationDataset,
     QuestionDataset,
     QuestionRecord,
     TrainRecord,
+    chat_format,
     collate_train,
     load_question_records,
     load_train_records,
@@ -61,6 +63,7 @@ class Job:
         self.family: ModelFamily = family(self.config.model)
         self.tokenizer: PreTrainedTokenizerBase = self.family.tokenizer()
         self.images: ImageSpec = self.family.image_spec()
+        self.chat: ChatFormat = chat_format(self.family.chat, self.tokenizer, self.images.token_id, self.images.tokens)
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -124,7 +127,7 @@ class Job:
         return ConversationDataset(
             records,
             self.config.data_root / task.images,
-            self.tokenizer,
+            self.chat,
             max_length=self.config.training.max_length,
             **self._image_arguments(),
         )
@@ -139,7 +142,7 @@ class Job:
             replace(record, text=record.text + task.suffix_by_answer.get(record.answer, task.suffix))
             for record in records
         ]
-        return QuestionDataset(asked, self.config.data_root / task.images, self.tokenizer, **self._image_arguments())
+        return QuestionDataset(asked, self.config.data_root / task.images, self.chat, **self._image_arguments())
 
     def collate(self, samples: list[dict[str, Any]], *, with_index: bool = True) -> dict[str, torch.Tensor]:
         """A right-padded training batch; `with_index=False` leaves out what the model does not take."""
@@ -154,8 +157,6 @@ class Job:
 
     def _image_arguments(self) -> dict[str, Any]:
         return {
-            "image_token_id": self.images.token_id,
-            "num_image_tokens": self.images.tokens,
             "image_size": self.images.size,
             "image_mean": self.images.mean,
             "image_std": self.images.std,

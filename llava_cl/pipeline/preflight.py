@@ -13,13 +13,14 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from llava_cl.config import Part, RunConfig, TaskConfig
 from llava_cl.data import (
+    ChatFormat,
     ConversationDataset,
     QuestionRecord,
     TrainRecord,
+    chat_format,
     check_image,
     load_caption_references,
     load_question_records,
@@ -29,7 +30,7 @@ from llava_cl.data import (
 from llava_cl.errors import InputError
 from llava_cl.evaluation.scorers import SCORERS, reference_problems
 from llava_cl.methods import build_method
-from llava_cl.models import ImageSpec, family
+from llava_cl.models import family
 from llava_cl.pipeline.scoring import evaluation_files
 
 logger = logging.getLogger(__name__)
@@ -121,13 +122,11 @@ def check_records(config: RunConfig, progress: Progress = lambda task, done, tot
         InputError: everything that is wrong, at once.
     """
     models = family(config.model)
-    tokenizer, images = models.tokenizer(), models.image_spec()
+    images = models.image_spec()
+    chat = chat_format(models.chat, models.tokenizer(), images.token_id, images.tokens)
     problems: list[str] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = [
-            _check_task(config, task, tokenizer, images, pool, progress, problems)
-            for task in config.benchmark.evaluated
-        ]
+        found = [_check_task(config, task, chat, pool, progress, problems) for task in config.benchmark.evaluated]
     if problems:
         raise InputError(*problems)
     return found
@@ -210,8 +209,7 @@ def _collect(*checks: Callable[[], object]) -> Iterator[str]:
 def _check_task(
     config: RunConfig,
     task: TaskConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    images: ImageSpec,
+    chat: ChatFormat,
     pool: ThreadPoolExecutor,
     progress: Progress,
     problems: list[str],
@@ -235,7 +233,7 @@ def _check_task(
     decoding = pool.map(lambda path: _image_problem(path, root / task.images), paths)
     if train:
         problems += _collect(lambda: measurement_indices(len(train), config.measurement.ratio))
-        problems += _unusable(config, task, train, tokenizer, images)
+        problems += _unusable(config, task, train, chat)
     broken: dict[str, str] = {}
     for done, (path, problem) in enumerate(zip(paths, decoding, strict=True), start=1):
         if problem is not None:
@@ -281,15 +279,12 @@ def _unusable(
     config: RunConfig,
     task: TaskConfig,
     records: list[TrainRecord],
-    tokenizer: PreTrainedTokenizerBase,
-    images: ImageSpec,
+    chat: ChatFormat,
 ) -> list[str]:
     dataset = ConversationDataset(
         records,
         config.data_root / task.images,
-        tokenizer,
-        image_token_id=images.token_id,
-        num_image_tokens=images.tokens,
+        chat,
         max_length=config.training.max_length,
     )
     unusable = dataset.audit()

@@ -13,13 +13,14 @@ from llava_cl.data import (
     QuestionDataset,
     QuestionRecord,
     TrainRecord,
+    VicunaChat,
     collate_train,
     preprocess_image,
 )
 from llava_cl.errors import InputError
 
 IMAGE = WORD_ID["<image>"]
-SETTINGS = {"image_token_id": IMAGE, "num_image_tokens": 4, "image_size": 8}
+SETTINGS = {"image_size": 8}
 
 
 def record(id_, images, *texts):
@@ -37,7 +38,7 @@ def root(tmp_path):
 @pytest.fixture
 def dataset(root, word_level):
     def build(*records, **changes):
-        return ConversationDataset(records, root, word_level, **{**SETTINGS, **changes})
+        return ConversationDataset(records, root, VicunaChat(word_level, IMAGE, 4), **{**SETTINGS, **changes})
 
     return build
 
@@ -139,7 +140,7 @@ def test_questions(root, word_level):
             QuestionRecord(2, (), "what <image>", "dog"),
         ],
         root,
-        word_level,
+        VicunaChat(word_level, IMAGE, 4),
         **SETTINGS,
     )
     first, second, padding = questions[0], questions[1], questions[-1]

@@ -161,7 +161,7 @@ def test_a_checkpoint_without_weights_is_refused(copied: Path) -> None:
     ("content", "named"),
     [
         (None, r"model\.path: .* holds no config\.json"),
-        ('{"model_type": "llama"}', "model_type is 'llama', expected 'llava'"),
+        ('{"model_type": "llama"}', "model_type is 'llama', expected 'llava' or 'llava_llama'"),
         ('{"model_type": ', "not valid JSON"),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_folder_that_is_no_llava_is_refused(tmp_path: Path, content: str | Non
 
 
 def test_an_unknown_family_is_refused(tiny_run: Path) -> None:
-    with pytest.raises(InputError, match=r"model\.family: unknown 'ViT'; known: llava"):
+    with pytest.raises(InputError, match=r"model\.family: unknown 'ViT'; known: llava, smolvlm"):
         family(ModelConfig(family="ViT", path=tiny_run / "model"))
 
 

@@ -1,0 +1,59 @@
+"""SmolVLM: SigLIP tower, pixel-shuffle connector and a small LLaMA-like decoder, on transformers' own implementation.
+
+Each image is one view, padded to a square and resized to the tower's side; it is not split into tiles.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, SmolVLMForConditionalGeneration
+
+from llava_cl.models.contract import ImageSpec
+from llava_cl.models.supervised import mix_in, plain
+from llava_cl.models.vision_language import VisionLanguageFamily
+
+_NOT_OURS = ("*.safetensors", "*.bin", "*.index.json", "config.json", "generation_config.json")
+
+
+class _FlatImages:
+    """Takes a batch's images as `[images, 3, size, size]`, in the order of their tokens."""
+
+    def get_image_features(self: Any, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The model's own, for images that belong to no sample in particular."""
+        flat = pixel_values.unsqueeze(0) if pixel_values.ndim == 4 else pixel_values
+        return super().get_image_features(flat, *args, **kwargs)  # type: ignore[misc]
+
+
+class SmolVlm(VisionLanguageFamily):
+    """SmolVLM and SmolVLM2 without image splitting."""
+
+    model_class = SmolVLMForConditionalGeneration
+    model_types = ("smolvlm",)
+    decoder = "model.text_model"
+    projector = "model.connector"
+    chat = "smolvlm"
+
+    def image_spec(self) -> ImageSpec:
+        """The tower's side; the connector merges `scale_factor` x `scale_factor` patches into one token."""
+        config = self._architecture
+        mean, std = self._normalisation(self._config.path)
+        side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
+        return ImageSpec(config.vision_config.image_size, mean, std, side * side, config.image_token_id)
+
+    def _load(self) -> PreTrainedModel:
+        model = super()._load()
+        mix_in(model.model, _FlatImages)
+        return model
+
+    def save(self, model: Any, folder: Path, layout: str) -> None:
+        """Writes a loaded model, perhaps trained since, as a checkpoint of transformers."""
+        ours = {file for pattern in _NOT_OURS for file in self._config.path.glob(pattern)}
+        for file in self._config.path.iterdir():
+            if file.is_file() and file not in ours:
+                shutil.copyfile(file, folder / file.name)
+        with plain(model):
+            model.save_pretrained(folder, max_shard_size="5GB")
