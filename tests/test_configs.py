@@ -58,6 +58,20 @@ def test_published_hyper_parameters(name: str, rank: int, alpha: float, rate: fl
     }
 
 
+@pytest.mark.parametrize(("name", "rank", "rate"), [("ucit_sequential", 16, 2e-4), ("dcl_sequential", 32, 2e-5)])
+def test_published_baseline(name: str, rank: int, rate: float) -> None:
+    config, keeplora = real(name), real(name.replace("sequential", "keeplora"))
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (rank, 2 * rank, 0.05)
+    assert [config.learning_rate(task.name) for task in config.benchmark.tasks] == [rate] * len(config.benchmark.tasks)
+    assert config.training.micro_batch == 4
+    assert config.method.name == "sequential"
+    tasks = config.benchmark.tasks
+    assert [config.epochs(task.name) for task in tasks] == [keeplora.epochs(task.name) for task in tasks]
+    same = {"micro_batch", "per_task"}
+    assert config.training.model_dump(exclude=same) == keeplora.training.model_dump(exclude=same)
+    assert (config.benchmark, config.evaluation, config.seed) == (keeplora.benchmark, keeplora.evaluation, 42)
+
+
 def test_published_task_order_epochs_and_rates() -> None:
     ucit, dcl = real("ucit_keeplora"), real("dcl_keeplora")
     assert [task.name for task in ucit.benchmark.tasks] == [
