@@ -24,6 +24,7 @@ class Llava(VisionLanguageFamily):
     chat = "vicuna_v1"
     layouts: tuple[str, ...] = ("hf", "llava")
     _tower: Path | None = None
+    _tower_apart = False
 
     def _read_architecture(self) -> LlavaConfig:
         path = self._config.path
@@ -63,6 +64,7 @@ class Llava(VisionLanguageFamily):
             # A whole CLIP has a text tower, too.
             beside["unexpected_keys"] = [key for key in beside["unexpected_keys"] if key.startswith("vision_model.")]
             complain(tower, beside)
+            self._tower_apart = True
         complain(folder, problems)
         return model
 
@@ -72,4 +74,4 @@ class Llava(VisionLanguageFamily):
             if layout == "hf":
                 save_transformers(model, folder, self._config.path, self.tokenizer(), self.image_spec())
             else:
-                save_original(model, folder, self._config.path)
+                save_original(model, folder, self._config.path, self.image_spec(), tower_apart=self._tower_apart)

@@ -29,6 +29,17 @@ _PUBLISHED = (
     ("model.vision_tower.", "vision_tower.vision_model."),
     ("lm_head.", "language_model.lm_head."),
 )
+# LLaVA-1.5's conversation: the system text, and images in front of the text of their turn.
+_CHAT_TEMPLATE = """\
+{{ "A chat between a curious user and an artificial intelligence assistant. \
+The assistant gives helpful, detailed, and polite answers to the user's questions. " }}\
+{% for message in messages %}\
+{% if message.content is string %}{% set text = message.content %}{% set images = 0 %}{% else %}\
+{% set text = message.content | selectattr("type", "equalto", "text") | map(attribute="text") | join("") %}\
+{% set images = message.content | selectattr("type", "equalto", "image") | list | length %}{% endif %}\
+{% if message.role == "user" %}\
+{{ "USER: " + "<image>\\n" * images + text + " " }}{% else %}{{ "ASSISTANT: " + text + "</s>" }}{% endif %}\
+{% endfor %}{% if add_generation_prompt %}{{ "ASSISTANT:" }}{% endif %}"""
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 
 
@@ -65,25 +76,10 @@ def save_transformers(
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     vision = config.vision_config
-    _write(
-        folder / _PROCESSOR,
-        {
-            "image_processor_type": "LlavaImageProcessor",
-            "processor_class": "LlavaProcessor",
-            "do_pad": True,
-            "do_resize": True,
-            "size": {"shortest_edge": images.size},
-            "resample": 3,
-            "do_center_crop": True,
-            "crop_size": {"height": images.size, "width": images.size},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": images.mean,
-            "image_std": images.std,
-            "do_convert_rgb": True,
-        },
-    )
+    padding = {"image_processor_type": "LlavaImageProcessor", "processor_class": "LlavaProcessor", "do_pad": True}
+    _write(folder / _PROCESSOR, {**_clip_processor(images), **padding})
+    if not list(folder.glob("chat_template*")):
+        (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
     _write(
         folder / "processor_config.json",
         {
@@ -97,16 +93,19 @@ def save_transformers(
     )
 
 
-def save_original(model: PreTrainedModel, folder: Path, base: Path) -> None:
+def save_original(model: PreTrainedModel, folder: Path, base: Path, images: ImageSpec, *, tower_apart: bool) -> None:
     """Writes a folder in the layout of LLaVA's authors.
 
     The vision tower, which no stage trains, is referred to as `base` does, or written to `vision_tower/` where `base`
-    holds it itself. Rows that `save_transformers` added to the vocabulary are left out again.
+    holds it itself; LLaVA's own code takes the absolute path of that folder as `mm_vision_tower`. Rows that
+    `save_transformers` added to the vocabulary are left out again.
 
     Args:
         model: a `LlavaForConditionalGeneration`.
         folder: an existing folder.
         base: the checkpoint that the model was loaded from, for its tokenizer and its tower.
+        images: preprocessing of images.
+        tower_apart: `base` names a tower and does not hold it.
     """
     config: Any = model.config
     tensors = {}
@@ -131,10 +130,12 @@ def save_original(model: PreTrainedModel, folder: Path, base: Path) -> None:
             tensors[name] = tensors[name][:rows].clone()
     content = read_json(base / "config.json")
     if original.TOWER not in content:
+        content = original.original_config(config, "")
+    if not tower_apart:
         tower = folder / "vision_tower"
         model.model.vision_tower.save_pretrained(tower)
-        shutil.copyfile(base / _PROCESSOR, tower / _PROCESSOR)
-        content = original.original_config(config, tower.name)
+        _write(tower / _PROCESSOR, _clip_processor(images))
+        content[original.TOWER] = tower.name
     dtype = str(model.dtype).removeprefix("torch.")
     _write(folder / "config.json", {**content, "vocab_size": rows, "torch_dtype": dtype})
     save_torch_state_dict(tensors, folder, max_shard_size=_SHARD, metadata={"format": "pt"})
@@ -168,6 +169,24 @@ def _canonical(key: str) -> str:
     """The same for every spelling that transformers has used for a parameter."""
     parts = [part for part in key.split(".") if part not in {"model", "vision_model"}]
     return ".".join(parts[1:] if parts[-2] == "lm_head" and parts[0] == "language_model" else parts)
+
+
+def _clip_processor(images: ImageSpec) -> dict[str, Any]:
+    """`preprocessor_config.json` of CLIP's image processor."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": images.size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": images.size, "width": images.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": images.mean,
+        "image_std": images.std,
+        "do_convert_rgb": True,
+    }
 
 
 def _files(folder: Path, *patterns: str) -> list[Path]:

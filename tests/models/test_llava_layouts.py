@@ -8,14 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from layouts import SENTENCEPIECE, TOWER, VOCABULARY, plain_model, write_original, write_transformers
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlavaForConditionalGeneration
+from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from llava_cl.config import ModelConfig
-from llava_cl.data import encode_prompt
+from llava_cl.data import encode_prompt, preprocess_image
+from llava_cl.data.conversation import VICUNA_V1
 from llava_cl.errors import InputError
 from llava_cl.models import ModelFamily, family
 
@@ -135,6 +138,11 @@ def test_a_tower_inside_the_checkpoint_is_used(published: Path, tmp_path: Path) 
     plain = _family(published).load(CPU).model.vision_tower.state_dict()
     for name, tensor in plain.items():
         assert torch.equal(vision[name], tensor + 1), name
+    own = _family(root / "llava")
+    (root / "out").mkdir()
+    own.save(own.load(CPU), root / "out", "llava")
+    for name, tensor in _family(root / "out").load(CPU).model.vision_tower.state_dict().items():
+        assert torch.equal(vision[name], tensor), name
 
 
 @pytest.mark.parametrize(
@@ -272,5 +280,14 @@ def test_plain_transformers_reads_an_export_and_answers_alike(write: Callable[..
     own.save(model, folder, "hf")
     plain = LlavaForConditionalGeneration.from_pretrained(folder)
     assert answer(plain, plain.config.image_token_index) == ours
+    processor = AutoProcessor.from_pretrained(folder)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 37, 3), dtype=np.uint8))
+    content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    assert prompt == f"{VICUNA_V1.system} USER: <image>\nWhat is this? ASSISTANT:"
+    batch = processor(images=picture, text=prompt, return_tensors="pt")
+    assert (batch["input_ids"] == plain.config.image_token_index).sum() == spec.tokens
+    pixels = torch.from_numpy(preprocess_image(picture, size=16))
+    torch.testing.assert_close(batch["pixel_values"][0], pixels, rtol=0, atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.convert_tokens_to_ids("<image>") == plain.config.image_token_index
