@@ -18,12 +18,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
 ROOT = Path(__file__).parents[2]
 
 
-def start(config: Path, output: Path) -> subprocess.Popen[bytes]:
+def start(config: Path, output: Path, *options: str) -> subprocess.Popen[bytes]:
     """Starts the command line on two ranks."""
     arguments = ["-m", "llava_cl.cli", "run", str(config), "--output", str(output), "--nproc", "2"]
     deepspeed = ["--set", f"distributed.deepspeed={ROOT / 'configs/deepspeed/zero2.json'}"]
     with (output.parent / f"{output.name}.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, *arguments, *deepspeed], stdout=log, stderr=log)
+        return subprocess.Popen([sys.executable, *arguments, *deepspeed, *options], stdout=log, stderr=log)
 
 
 def processes_of(run: Path) -> list[int]:
@@ -68,9 +68,10 @@ def test_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
 
 def test_failing_rank_is_named_and_stops_the_job(tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny.run_content(tmp_path))
+    assert start(config, tmp_path / "run", "--until", "0").wait(300) == 0
+    # After the run has checked its data.
     (tmp_path / "data/images/Colour/3.png").write_bytes(b"no image")
-    process = start(config, tmp_path / "run")
-    assert process.wait(300) == 2
+    assert start(config, tmp_path / "run").wait(300) == 2
     said = (tmp_path / "run.log").read_text()
     assert "error: stage 1, rank" in said
     assert "Colour/3.png" in said
