@@ -20,7 +20,7 @@ def test_run_file_loads_and_states_its_command(file: Path, tmp_path: Path) -> No
     config = load_config(file)
     assert file.read_text().splitlines()[0].startswith(f"# llava-cl run configs/runs/{file.name}")
     assert config.name == file.stem
-    assert all(task.scorer in SCORERS for task in (*config.benchmark.tasks, *config.benchmark.probes))
+    assert all(task.scorer in SCORERS for task in config.benchmark.evaluated)
     plan = describe(config, Launch(tmp_path / "run"))
     assert [stage["task"] for stage in plan["stages"]] == [task.name for task in config.benchmark.tasks]
     assert not (tmp_path / "run").exists()

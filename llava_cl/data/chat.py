@@ -79,13 +79,11 @@ class TurnTemplate:
     """A format whose turns are closed by the eos token.
 
     Attributes:
-        start: in front of the first turn, without the bos token.
         human, assistant: what announces a turn; a space follows unless an image does.
         gap: between the end of a turn and the next.
         image_start, image_end: around the tokens of each image.
     """
 
-    start: str
     human: str
     assistant: str
     gap: str
@@ -94,7 +92,7 @@ class TurnTemplate:
 
 
 SMOLVLM = TurnTemplate(
-    "", "User:", "Assistant:", "\n", "<fake_token_around_image><global-img>", "<fake_token_around_image>"
+    "User:", "Assistant:", "\n", "<fake_token_around_image><global-img>", "<fake_token_around_image>"
 )
 """SmolVLM's chat template for images that are not split into tiles."""
 
@@ -115,7 +113,7 @@ class TurnChat:
         ids, labels = [self._encode.bos_id], [IGNORE_INDEX]
         images: list[int] = []
         template = self._template
-        between = template.start
+        between = ""
         for position, text in enumerate(ordered_turns(turns)):
             if position % 2:
                 question = self._encode(f"{between}{template.assistant}")
@@ -150,11 +148,11 @@ class TurnChat:
         template = self._template
         ids = [self._encode.bos_id]
         if images:
-            ids += self._encode(template.start + template.human + template.image_start)
+            ids += self._encode(template.human + template.image_start)
             ids += self._images(images)
             asked = template.image_end + text.replace(IMAGE_MARKER, "").strip()
         else:
-            asked = f"{template.start}{template.human} {text}"
+            asked = f"{template.human} {text}"
         return ids + self._encode(f"{asked}{self._encode.eos}{template.gap}{template.assistant}")
 
     def _images(self, count: int) -> list[int]:

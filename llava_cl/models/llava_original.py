@@ -8,6 +8,7 @@ has no image token.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,17 @@ from llava_cl.store import read_json
 
 TOWER = "mm_vision_tower"
 IMAGE_TOKEN = "<image>"
-KEY_MAPPING = {
-    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
-    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
-    r"^model\.vision_tower\.vision_tower\.": "model.vision_tower.",
-    r"^model\.embed_tokens\.": "model.language_model.embed_tokens.",
-    r"^model\.layers\.": "model.language_model.layers.",
-    r"^model\.norm\.": "model.language_model.norm.",
-}
+_TOWER_PREFIX = "model.vision_tower."
+_PREFIXES = (
+    ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
+    ("model.vision_tower.vision_tower.", _TOWER_PREFIX),
+    ("model.embed_tokens.", "model.language_model.embed_tokens."),
+    ("model.layers.", "model.language_model.layers."),
+    ("model.norm.", "model.language_model.norm."),
+)
+"""Prefixes of the original's keys and of transformers' names; `lm_head` has one name in both."""
+KEY_MAPPING = {f"^{re.escape(old)}": new for old, new in _PREFIXES}
 """Patterns of the original's keys -> transformers' names, in the form of `from_pretrained`."""
 
 _EXPECTED = {"mm_projector_type": "mlp2x_gelu", "mm_use_im_start_end": False, "image_aspect_ratio": "pad"}
@@ -139,12 +143,9 @@ def original_config(config: LlavaConfig, tower: str) -> dict[str, Any]:
 
 def original_key(name: str) -> str | None:
     """The original's key of a parameter of transformers' model; None for the tower's, which are stored apart."""
-    for old, new in (
-        ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
-        ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
-        ("model.", "model.language_model."),
-        ("lm_head.", "lm_head."),
-    ):
+    if name.startswith(_TOWER_PREFIX):
+        return None
+    for old, new in _PREFIXES:
         if name.startswith(new):
             return old + name.removeprefix(new)
-    return None
+    return name

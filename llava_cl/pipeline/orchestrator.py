@@ -99,8 +99,7 @@ def execute(
             if run_stage is not None:
                 run_stage(run, stage)
             else:
-                poll = _Poll(ProgressReader(progress_file(run.path)), watcher)
-                run_job(run.path, stage, ranks=ranks, hostfile=launch.hostfile, poll=poll)
+                _run_job(run, stage, launch, ranks, watcher)
             metrics = write_results(config, run)
             after_stage(run)
             watcher.stage_ends(stage, metrics)
@@ -145,22 +144,22 @@ def evaluate(
             todo = [own.name for own in tasks if not directory.step_done(answers_step(own.name))]
             if todo:
                 watcher.stage_begins(stage, directory.task, max(chosen))
-                poll = _Poll(ProgressReader(progress_file(run.path)), watcher)
-                run_job(run.path, stage, ranks=ranks, hostfile=launch.hostfile, poll=poll, tasks=todo)
+                _run_job(run, stage, launch, ranks, watcher, tasks=todo)
             results[stage] = {own.name: score_predictions(config, directory, own) for own in tasks}
     return results
 
 
-class _Poll:
-    """Passes new progress events on to the watcher."""
+def _run_job(
+    run: RunDirectory, stage: int, launch: Launch, ranks: int, watcher: Watcher, *, tasks: Sequence[str] = ()
+) -> None:
+    """Runs a stage's job, or the evaluation of `tasks` alone, and passes its progress on to the watcher."""
+    reader = ProgressReader(progress_file(run.path))
 
-    def __init__(self, reader: ProgressReader, watcher: Watcher) -> None:
-        self._reader = reader
-        self._watcher = watcher
+    def poll() -> None:
+        for event in reader.new_events():
+            watcher.event(event)
 
-    def __call__(self) -> None:
-        for event in self._reader.new_events():
-            self._watcher.event(event)
+    run_job(run.path, stage, ranks=ranks, hostfile=launch.hostfile, poll=poll, tasks=tasks)
 
 
 def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher) -> None:

@@ -1,11 +1,3 @@
 #!/usr/bin/env bash
-# Learns and evaluates task N of the stream: Task.sh N [options of llava-cl run]
-# A stage starts from the one before it, so stages before N that are not there yet are run first.
-set -euo pipefail
-if [[ ! "${1:-}" =~ ^[0-9]+$ ]]; then
-    sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}" >&2
-    exit 2
-fi
-stage=$1
-shift
-exec bash "$(dirname "${BASH_SOURCE[0]}")/../train_stream.sh" ucit --until "$stage" "$@"
+# Learns and evaluates task N of UCIT: Task.sh N [options of llava-cl run]
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../train_task.sh" ucit "$@"
