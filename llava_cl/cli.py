@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -137,6 +138,9 @@ def score(
     questions: Annotated[Path, typer.Option(help="The task's test file.")],
     answers: Annotated[Path, typer.Option(help="Predictions: JSON Lines of question_id and text.")],
     references: Annotated[Path | None, typer.Option(help="Caption references, COCO style.")] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="Another scorer than the task's: caption_overlap needs no Java.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score recorded predictions of one task, without a model."""
@@ -148,7 +152,7 @@ def score(
     tasks = {entry.name: entry for entry in stream.evaluated}
     if task not in tasks:
         raise InputError(f"--task {task}: {stream.name} has {', '.join(tasks)}.")
-    result = score_files(tasks[task], questions, answers, references)
+    result = score_files(tasks[task], questions, answers, references, scorer)
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -167,8 +171,10 @@ def export(
     ] = "hf",
 ) -> None:
     """Write the model after a stage for other programs."""
+    from llava_cl.logging import setup_logging
     from llava_cl.pipeline.export import export as write
 
+    setup_logging(level=logging.WARNING)
     write(run_dir, stage, to, layout)
     Console().print(str(to), highlight=False, soft_wrap=True)
 
@@ -183,6 +189,24 @@ def report(
 
     page = write_report(run_dirs[0]) if len(run_dirs) == 1 else compare_runs(run_dirs, output)
     Console().print(str(page), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks to try; default: one a GPU, else two.")] = None,
+) -> None:
+    """Look at packages, hardware and optional tools, and let ranks sum a number; exit code 1 if a run cannot work."""
+    import torch
+
+    from llava_cl.pipeline.doctor import diagnose
+
+    console, broken = Console(), False
+    styles = {"ok": "green", "note": "yellow", "problem": "red"}
+    for finding in diagnose(nproc or torch.cuda.device_count() or 2):
+        broken |= finding.state == "problem"
+        console.print(f"{finding.state:<8}", style=styles[finding.state], end="")
+        console.print(f"{finding.subject}: {finding.detail}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(int(broken))
 
 
 @app.command()

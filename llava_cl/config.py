@@ -179,12 +179,16 @@ class MeasurementConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """Generation and scoring. `zero_shot` also evaluates the untouched base as stage 0."""
+    """Generation and scoring. `zero_shot` also evaluates the untouched base as stage 0.
+
+    `caption_scorer` scores caption tasks; `caption_overlap` needs no Java, and its numbers are not comparable.
+    """
 
     batch_size: int = Field(16, gt=0)
     max_new_tokens: int = Field(1024, gt=0)
     split: Literal["test", "validation"] = "test"
     zero_shot: bool = True
+    caption_scorer: Literal["caption", "caption_overlap"] = "caption"
 
 
 class DistributedConfig(_Section):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 
@@ -18,3 +20,5 @@ def setup_logging(*, rank: int = 0, level: int = logging.INFO) -> None:
     for noisy in ("DeepSpeed", "accelerate", "transformers", "httpx", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns on import that it found no GPU

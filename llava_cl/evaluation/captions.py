@@ -25,8 +25,9 @@ _PACKAGE = "pycocoevalcap"
 _NO_PACKAGE = "caption scores need the package pycocoevalcap: pip install 'llava_cl[captions]'."
 _NO_JAVA = (
     "the COCO caption metrics need a Java runtime (METEOR and the Penn Treebank tokenizer): install one, for "
-    "example with 'apt-get install default-jre-headless', so that 'java' is on the PATH. The predictions are "
-    "kept, so that they can be scored later."
+    "example with 'apt-get install default-jre-headless', so that 'java' is on the PATH. Recorded predictions can be "
+    "scored later. For BLEU and ROUGE-L of plain words, without Java, ask for the scorer caption_overlap: "
+    "'llava-cl score --scorer caption_overlap', or 'llava-cl run --set evaluation.caption_scorer=caption_overlap'."
 )
 
 Tokens = dict[int, list[str]]

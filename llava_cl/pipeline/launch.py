@@ -94,8 +94,12 @@ def command(run: Path, stage: int, *, ranks: int, hostfile: Path | None, tasks: 
     if hostfile is not None:
         launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile)]
         return [*launcher, "--num_gpus", str(ranks), "--module", _WORKER, *worker]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    return [*launcher, "-m", _WORKER, *worker]
+    return [*torchrun(ranks), "-m", _WORKER, *worker]
+
+
+def torchrun(ranks: int) -> list[str]:
+    """The start of a command line that starts `ranks` ranks on this node; what they run follows."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
 
 
 def environment(ranks: int) -> dict[str, str]:

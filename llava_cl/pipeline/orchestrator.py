@@ -6,9 +6,7 @@ What is complete is read from the run directory alone, so a run can be killed at
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,8 @@ from typing import Any, Protocol
 from llava_cl.config import RunConfig
 from llava_cl.errors import InputError
 from llava_cl.models import family
+from llava_cl.pipeline.doctor import versions
+from llava_cl.pipeline.job import recorded_config
 from llava_cl.pipeline.launch import hosts, progress_file, ranks_per_node, run_job
 from llava_cl.pipeline.preflight import check_disk, check_records, check_setup, data_files
 from llava_cl.pipeline.progress import Event, ProgressReader
@@ -25,8 +25,6 @@ from llava_cl.pipeline.scoring import answers_step, score_predictions
 from llava_cl.store import RunDirectory, read_json, write_json
 from llava_cl.store.fingerprint import fingerprint_files, fingerprint_model
 from llava_cl.store.run_directory import FORMAT
-
-_PACKAGES = ("llava_cl", "torch", "transformers", "peft", "deepspeed", "accelerate", "safetensors")
 
 
 class Watcher(Protocol):
@@ -181,7 +179,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
                 "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "config": config.model_dump(mode="json"),
                 "identity": config.identity(),
-                "environment": _environment(),
+                "environment": versions(),
                 "benchmark": config.benchmark.name,
                 "method": config.method.name,
                 "tasks": [task.name for task in config.benchmark.tasks],
@@ -193,7 +191,9 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
         )
         return
     now = {"identity": config.identity(), "base": fingerprints["base"]["sha256"], "data": fingerprints["data"]}
-    then = {"identity": before["identity"], "base": before["base"]["sha256"], "data": before["data"]}
+    # The recorded configuration is read again, so that options that came since have their defaults.
+    recorded = recorded_config(run.path).identity()
+    then = {"identity": recorded, "base": before["base"]["sha256"], "data": before["data"]}
     if now != then:
         raise InputError(
             f"{run.path}: holds another run. What differs (- there, + now):\n{_difference(then, now)}\n"
@@ -219,13 +219,3 @@ def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         return
     for key, value in content.items() if isinstance(content, dict) else enumerate(content):
         yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-
-
-def _environment() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions

@@ -31,7 +31,7 @@ from llava_cl.errors import InputError
 from llava_cl.evaluation.scorers import SCORERS, reference_problems
 from llava_cl.methods import build_method
 from llava_cl.models import family
-from llava_cl.pipeline.scoring import evaluation_files
+from llava_cl.pipeline.scoring import evaluation_files, task_scorer
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +106,9 @@ def check_setup(config: RunConfig, ranks: int) -> None:
     """
     problems = list(_collect(lambda: check_plan(config, ranks), lambda: family(config.model).tokenizer()))
     for task in config.benchmark.evaluated:
-        if task.scorer in SCORERS:
-            problems += (f"benchmark task {task.name}: {item}" for item in _collect(SCORERS[task.scorer].check))
+        scorer = SCORERS.get(task_scorer(task, config.evaluation))
+        if scorer is not None:
+            problems += (f"benchmark task {task.name}: {item}" for item in _collect(scorer.check))
         if not (config.data_root / task.images).is_dir():
             problems.append(f"benchmark task {task.name}: image folder {config.data_root / task.images} is missing.")
     problems += [f"{file}: is missing." for file in data_files(config) if not file.is_file()]

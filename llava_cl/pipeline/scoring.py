@@ -31,6 +31,11 @@ def evaluation_files(task: TaskConfig, evaluation: EvaluationConfig) -> tuple[st
     return task.test, task.references
 
 
+def task_scorer(task: TaskConfig, evaluation: EvaluationConfig) -> str:
+    """Name of the scorer of a task: its own, or what the evaluation asks for in place of the COCO caption metrics."""
+    return evaluation.caption_scorer if task.scorer == "caption" else task.scorer
+
+
 def score_stage(config: RunConfig, directory: StageDirectory) -> None:
     """Writes `scores.json` of a stage: for every task and probe the score, its parts, and credits by question.
 
@@ -51,14 +56,17 @@ def score_predictions(config: RunConfig, directory: StageDirectory, task: TaskCo
     questions = load_question_records(config.data_root / question_file)
     references = load_caption_references(config.data_root / reference_file) if reference_file else None
     answers = read_jsonl(predictions_file(directory, task.name))
+    scorer = task_scorer(task, config.evaluation)
     return {
-        "scorer": task.scorer,
-        "majority": None if SCORERS[task.scorer].needs_references else _majority(questions),
-        **_as_json(score(task.scorer, questions, answers, references)),
+        "scorer": scorer,
+        "majority": None if SCORERS[scorer].needs_references else _majority(questions),
+        **_as_json(score(scorer, questions, answers, references)),
     }
 
 
-def score_files(task: TaskConfig, questions: Path, answers: Path, references: Path | None) -> dict[str, Any]:
+def score_files(
+    task: TaskConfig, questions: Path, answers: Path, references: Path | None, scorer: str | None = None
+) -> dict[str, Any]:
     """Scores one task's predictions from files alone.
 
     Args:
@@ -66,16 +74,18 @@ def score_files(task: TaskConfig, questions: Path, answers: Path, references: Pa
         questions: JSON array of `{"question_id", "image", "text", "answer"}`.
         answers: JSON Lines of `{"question_id", "text"}`, in any order.
         references: COCO style captions, for caption tasks.
+        scorer: in place of the task's.
 
     Returns:
-        `task`, `score` and `strict_score` (percent), `items`, `metrics` (percent), `credits` by question id.
+        `task`, `scorer`, `score` and `strict_score` (percent), `items`, `metrics` (percent), `credits` by question id.
 
     Raises:
         InputError: files that cannot be read, or predictions that do not match the questions.
     """
     captions = load_caption_references(references) if references else None
-    result = score(task.scorer, load_question_records(questions), read_jsonl(answers), captions)
-    return {"task": task.name, **_as_json(result)}
+    name = scorer or task.scorer
+    result = score(name, load_question_records(questions), read_jsonl(answers), captions)
+    return {"task": task.name, "scorer": name, **_as_json(result)}
 
 
 def _as_json(result: ScoreResult) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -16,7 +17,9 @@ from llava_cl.report.text import METRICS, mean, metric, percent
 
 
 def console_table(metrics: Metrics | Mapping[str, Any]) -> Table:
-    """The accuracy matrix: the base's row, then one row for every stage done, the diagonal in bold.
+    """The accuracy matrix: the base's row, then one row for every stage, the diagonal in bold.
+
+    Columns have the tasks' numbers, rows their names too, so that six tasks fit on 80 characters.
 
     Args:
         metrics: the content of a metrics.json.
@@ -25,19 +28,21 @@ def console_table(metrics: Metrics | Mapping[str, Any]) -> Table:
         InputError: it does not follow the schema.
     """
     metrics = parse_metrics(metrics)
-    table = Table(title="Accuracy (percent)", title_justify="left")
-    table.add_column("after")
-    for task in [*metrics.tasks, "seen so far"]:
-        table.add_column(Text(task), justify="right")
+    tasks = range(len(metrics.tasks))
+    table = Table(title="Accuracy (percent)", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("after", no_wrap=True)
+    for task in tasks:
+        table.add_column(str(task + 1), justify="right")
+    table.add_column("seen", justify="right")
     if metrics.base_row is not None:
-        table.add_row("base", *(percent(value, 2) for value in metrics.base_row), "", style="dim")
-    for stage, row in enumerate(metrics.matrix):
+        table.add_row("0 base", *(percent(value, 2) for value in metrics.base_row), "", style="dim")
+    for stage, name in enumerate(metrics.tasks):
+        row = metrics.matrix[stage] if stage < len(metrics.matrix) else [None for _ in tasks]
         cells = [
             Text(percent(value, 2), style="bold" if task == stage else "dim" if task > stage else "")
             for task, value in enumerate(row)
         ]
-        name = Text(f"{stage + 1} {metrics.tasks[stage]}")
-        table.add_row(name, *cells, percent(mean(row[: stage + 1]), 2))
+        table.add_row(Text(f"{stage + 1} {name}"), *cells, percent(mean(row[: stage + 1]), 2))
     return table
 
 
@@ -77,29 +82,31 @@ def data_table(found: Sequence[TaskData]) -> Table:
 
 
 def scores_table(results: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Table:
-    """Scores by stage and task, the strict ones in brackets where there are any.
+    """Scores by task and stage, the strict ones in brackets where there are any.
 
     Args:
         results: stage -> task -> `{"score", "strict_score"}` in percent.
     """
-    table = Table(title="Scores (percent)", title_justify="left")
+    table = Table(title="Scores (percent)", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("stage")
+    for stage in results:
+        table.add_column(str(stage), justify="right")
     for task in next(iter(results.values())):
-        table.add_column(Text(task), justify="right")
-    for stage, scores in results.items():
+        scores = [by_task[task] for by_task in results.values()]
         cells = [
             percent(score["score"], 2)
             + ("" if score["strict_score"] is None else f" ({percent(score['strict_score'], 2)})")
-            for score in scores.values()
+            for score in scores
         ]
-        table.add_row(str(stage), *cells)
+        table.add_row(Text(task), *cells)
     return table
 
 
 def summary_table(metrics: Metrics | Mapping[str, Any]) -> Table:
     """The summary metrics with their definitions; takes and raises what `console_table` does."""
     metrics = parse_metrics(metrics)
-    table = Table(title=f"Metrics after {len(metrics.matrix)} of {len(metrics.tasks)} stages", title_justify="left")
+    title = f"Metrics after {len(metrics.matrix)} of {len(metrics.tasks)} stages"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("metric", style="bold")
     table.add_column("value", justify="right")
     table.add_column("definition", style="dim")

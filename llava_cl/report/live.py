@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from llava_cl.pipeline.progress import Event
-from llava_cl.report.console import console_table
+from llava_cl.report.console import console_table, summary_table
 
 _SECONDS_BETWEEN_LINES = 60
 
@@ -93,9 +93,10 @@ class LiveDisplay:
         )
 
     def finished(self, metrics: dict[str, Any]) -> None:
-        """The run is over: prints the accuracy matrix."""
+        """The run is over: prints the accuracy matrix and the metrics."""
         self._progress.stop()
         self._console.print(console_table(metrics))
+        self._console.print(summary_table(metrics))
 
     def _left(self, *, stage_done: bool = False) -> str:
         """Time that is left, from the mean of the stages that this process has seen."""

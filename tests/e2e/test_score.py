@@ -41,3 +41,29 @@ def test_unknown_task_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         cli.main()
     assert exit_.value.code == 2
     assert "ImageNet-R" in capsys.readouterr().err
+
+
+def test_captions_are_scored_without_java_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = SCORERS.parent / "captions"
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text((folder / "answers_raw.jsonl").read_text())
+    files = ["--questions", str(folder / "questions.json"), "--answers", str(answers)]
+    files += ["--references", str(folder / "references.json")]
+    arguments = ["llava-cl", "score", "--benchmark", "ucit", "--task", "Flickr30k", *files, "--json"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert "Java" in error and "apt-get install" in error and "--scorer caption_overlap" in error
+    monkeypatch.setattr("sys.argv", [*arguments, "--scorer", "caption_overlap"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert not exit_.value.code
+    result = json.loads(capsys.readouterr().out)
+    assert result["scorer"] == "caption_overlap"
+    assert set(result["metrics"]) == {*(f"Overlap_Bleu_{n}" for n in range(1, 5)), "Overlap_ROUGE_L"}
+    assert result["score"] == pytest.approx(sum(result["metrics"].values()) / 5)

@@ -11,7 +11,7 @@ import tiny
 from llava_cl.errors import InputError
 from llava_cl.pipeline import stage as stages
 from llava_cl.pipeline import steps
-from llava_cl.store import read_json
+from llava_cl.store import read_json, write_json
 from runs import Silent, result_hashes, run_here, tiny_config
 
 STEPS = {"initialise": "initialise", "train": "learn", "protect": "protect", "evaluate": "evaluate", "score": "score"}
@@ -140,3 +140,17 @@ def test_stage_that_follows_another_result_is_refused(folder: Path, undisturbed:
 def test_what_changes_speed_alone_may_change(folder: Path, undisturbed: Path) -> None:
     overrides = ["training.micro_batch=1", "evaluation.batch_size=2", "name=other", "distributed.ranks=2"]
     run_here(tiny_config(folder, tiny.run_content(folder), *overrides), undisturbed)
+
+
+def test_a_run_of_an_earlier_version_goes_on(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """An option that the recorded configuration does not know has its default there."""
+    output = tmp_path / "run"
+    shutil.copytree(undisturbed, output)
+    manifest = read_json(output / "run.json")
+    del manifest["config"]["evaluation"]["caption_scorer"]
+    write_json(output / "run.json", manifest)
+    watcher = Silent()
+    run_here(tiny_config(folder, tiny.run_content(folder)), output, watcher)
+    assert watcher.begun == []
+    with pytest.raises(InputError, match=r'\+ identity\.evaluation\.caption_scorer: "caption_overlap"'):
+        run_here(tiny_config(folder, tiny.run_content(folder), "evaluation.caption_scorer=caption_overlap"), output)

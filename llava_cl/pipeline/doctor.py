@@ -1,0 +1,120 @@
+"""What this environment has, and whether ranks can talk to each other; `python -m` runs one rank of that trial."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+
+from llava_cl.distributed import all_reduce_sum, init_world, shutdown
+from llava_cl.errors import InputError
+from llava_cl.evaluation.captions import check_coco_tools
+from llava_cl.pipeline.launch import environment, torchrun
+
+PACKAGES = ("llava_cl", "torch", "transformers", "peft", "deepspeed", "accelerate", "safetensors")
+TRIAL_SECONDS = 120
+"""How long the ranks' trial may take."""
+
+State = Literal["ok", "note", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; a "note" is something optional that is missing."""
+
+    subject: str
+    state: State
+    detail: str
+
+
+def versions() -> dict[str, str]:
+    """Python, the platform, and the version of each package that a result depends on, or "not installed"."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def diagnose(ranks: int) -> Iterator[Finding]:
+    """Looks at packages, hardware and optional tools, and sums a number over `ranks` ranks; one finding each."""
+    for subject, version in versions().items():
+        missing = version == "not installed"
+        yield Finding(subject, *(("problem", f"{version}: install llava_cl[train]") if missing else ("ok", version)))
+    yield from _hardware()
+    yield _optional("FlashAttention-2", _check_flash_attention)
+    yield _optional("COCO caption metrics", check_coco_tools)
+    yield _trial(ranks)
+
+
+def _hardware() -> Iterator[Finding]:
+    memory, disk = psutil.virtual_memory().total, shutil.disk_usage(Path.cwd()).free
+    yield Finding("CPU", "ok", f"{os.cpu_count()} cores, {memory / 1e9:.0f} GB of memory")
+    yield Finding("disk", "ok", f"{disk / 1e9:.0f} GB free in {Path.cwd()}")
+    if not torch.cuda.is_available():
+        yield Finding("GPU", "note", "none that torch can use: runs go on the CPU")
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        bf16 = (device.major, device.minor) >= (8, 0)
+        detail = f"{device.name}, {device.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}"
+        yield Finding(f"GPU {index}", "ok" if bf16 else "note", detail + ("" if bf16 else ", bfloat16 is slow on it"))
+
+
+def _check_flash_attention() -> None:
+    from transformers.utils import is_flash_attn_2_available
+
+    if not is_flash_attn_2_available():
+        raise InputError("not usable here: with a GPU, install llava_cl[flash]; attention: sdpa needs nothing.")
+
+
+def _optional(subject: str, check: Callable[[], None]) -> Finding:
+    try:
+        check()
+    except InputError as error:
+        return Finding(subject, "note", str(error))
+    return Finding(subject, "ok", "usable")
+
+
+def _trial(ranks: int) -> Finding:
+    subject = f"{ranks} ranks" if ranks > 1 else "1 rank"
+    try:
+        trial = subprocess.run(
+            [*torchrun(ranks), "-m", __spec__.name],
+            env=environment(ranks),
+            capture_output=True,
+            text=True,
+            timeout=TRIAL_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(subject, "problem", f"had not summed one number after {TRIAL_SECONDS} s")
+    if trial.returncode:
+        return Finding(subject, "problem", f"could not sum one number:\n{trial.stderr.strip()[-2000:]}")
+    return Finding(subject, "ok", trial.stdout.strip())
+
+
+def _rank() -> None:
+    """Sums the ranks' numbers over all of them; rank 0 says how."""
+    world = init_world(use_deepspeed=False, timeout_minutes=1)
+    total = all_reduce_sum(torch.tensor(float(world.rank + 1), device=world.device), world)
+    expected = world.size * (world.size + 1) / 2
+    if total.item() != expected:
+        raise RuntimeError(f"the sum over {world.size} ranks is {total.item()}, not {expected}")
+    if world.is_main:
+        how = f"summed a number over {torch.distributed.get_backend()}" if world.size > 1 else "started"
+        print(how)  # noqa: T201 - what the parent process reads
+    shutdown()
+
+
+if __name__ == "__main__":
+    _rank()
