@@ -1,4 +1,4 @@
-"""What the steps of a stage share: configuration, run directory, process group, tokenizer, loaded models."""
+"""What the steps of a stage share: configuration, run directory, process group, samples, loaded models."""
 
 from __future__ import annotations
 
@@ -9,30 +9,19 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from llava_cl.config import RunConfig, TaskConfig, validate_config
-from llava_cl.data import (
-    ChatFormat,
-    ConversationDataset,
-    QuestionDataset,
-    QuestionRecord,
-    TrainRecord,
-    chat_format,
-    collate_train,
-    load_question_records,
-    load_train_records,
-)
+from llava_cl.config import RunConfig, validate_config
 from llava_cl.distributed import World, gather_objects, share_out
 from llava_cl.errors import InputError
-from llava_cl.models import ImageSpec, ModelFamily, family
+from llava_cl.models import ModelFamily, family
 from llava_cl.pipeline.progress import ProgressWriter
-from llava_cl.pipeline.scoring import evaluation_files
+from llava_cl.pipeline.samples import Samples, samples_of
 from llava_cl.store import RunDirectory, StageDirectory, read_json
 from llava_cl.training.adapters import replay
 
@@ -61,9 +50,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.family: ModelFamily = family(self.config.model)
-        self.tokenizer: PreTrainedTokenizerBase = self.family.tokenizer()
-        self.images: ImageSpec = self.family.image_spec()
-        self.chat: ChatFormat = chat_format(self.family.chat, self.tokenizer, self.images.token_id, self.images.tokens)
+        self.samples: Samples = samples_of(self.config, self.family)
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -117,50 +104,9 @@ class Job:
         text = f"{self.config.seed}/{stage}/{purpose}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
 
-    def train_records(self, task: TaskConfig) -> list[TrainRecord]:
-        """The task's training records."""
-        assert task.train is not None
-        return load_train_records(self.config.data_root / task.train)
-
-    def train_dataset(self, task: TaskConfig, records: list[TrainRecord]) -> ConversationDataset:
-        """Training samples, encoded on demand."""
-        return ConversationDataset(
-            records,
-            self.config.data_root / task.images,
-            self.chat,
-            max_length=self.config.training.max_length,
-            **self._image_arguments(),
-        )
-
-    def questions(self, task: TaskConfig) -> list[QuestionRecord]:
-        """The task's questions in the split that this run evaluates on."""
-        return load_question_records(self.config.data_root / evaluation_files(task, self.config.evaluation)[0])
-
-    def question_dataset(self, task: TaskConfig, records: list[QuestionRecord]) -> QuestionDataset:
-        """Question samples with the task's suffix, encoded on demand."""
-        asked = [
-            replace(record, text=record.text + task.suffix_by_answer.get(record.answer, task.suffix))
-            for record in records
-        ]
-        return QuestionDataset(asked, self.config.data_root / task.images, self.chat, **self._image_arguments())
-
-    def collate(self, samples: list[dict[str, Any]], *, with_index: bool = True) -> dict[str, torch.Tensor]:
-        """A right-padded training batch; `with_index=False` leaves out what the model does not take."""
-        batch = collate_train(samples, self.tokenizer.pad_token_id)
-        if not with_index:
-            del batch["index"]
-        return batch
-
     def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The batch on this rank's device."""
         return {key: value.to(self.world.device) for key, value in batch.items()}
-
-    def _image_arguments(self) -> dict[str, Any]:
-        return {
-            "image_size": self.images.size,
-            "image_mean": self.images.mean,
-            "image_std": self.images.std,
-        }
 
     def stage(self, number: int) -> StageDirectory:
         """The directory of a stage."""

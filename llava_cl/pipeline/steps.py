@@ -15,10 +15,9 @@ import torch
 from transformers import PreTrainedModel
 
 from llava_cl.config import TaskConfig
-from llava_cl.data import measurement_indices, modality_lengths
+from llava_cl.data import measurement_indices
 from llava_cl.distributed import exchange_tensors, full_precision_matmul, local_share
 from llava_cl.errors import RunError
-from llava_cl.evaluation.generate import predict
 from llava_cl.methods import LayerStatistics, LoraFactors, Method
 from llava_cl.models import LinearTarget
 from llava_cl.pipeline.bases import load_bases, save_columns
@@ -104,13 +103,13 @@ def learn(job: Job, method: Method, stage: int) -> list[Path]:
         projector=projector,
         fp32_adapters=deepspeed is None,
     )
-    records = job.train_records(config.task(stage))
+    data = job.samples.training(config.task(stage))
     with job.timed("train"):
         rows = train(
             adapted,
-            job.train_dataset(config.task(stage), records),
-            modality_lengths(records),
-            lambda samples: job.collate(samples, with_index=False),
+            data.dataset,
+            data.lengths,
+            lambda samples: job.samples.collate(samples, with_index=False),
             config,
             TrainingPlan.of(config, stage, job.seed(stage, "train")),
             deepspeed=deepspeed,
@@ -164,24 +163,15 @@ def answer(job: Job, stage: int, tasks: Sequence[TaskConfig]) -> list[Path]:
             continue
         if model is None:
             model = job.load_model(stage)
-        records = job.questions(task)
+        questions = job.samples.questions(task)
+        report = job.progress.step(stage, f"evaluate {task.name}")
         with job.timed("evaluate"):
-            texts = predict(
-                job.family,
-                model,
-                job.tokenizer,
-                job.question_dataset(task, records),
-                [len(record.text.split()) for record in records],
-                batch_size=job.config.evaluation.batch_size,
-                max_new_tokens=job.config.evaluation.max_new_tokens,
-                world=job.world,
-                progress=job.progress.step(stage, f"evaluate {task.name}"),
-            )
+            texts = job.samples.answer(model, task, questions, job.world, report)
         cost = job.take_cost()
         if job.world.is_main:
             rows = [
                 {"question_id": record.id, "prompt": record.text, "text": text}
-                for record, text in zip(records, texts, strict=True)
+                for record, text in zip(questions, texts, strict=True)
             ]
             write_jsonl(file, rows)
             directory.record_step(answers_step(task.name), [file], **cost)
@@ -222,13 +212,11 @@ def _measure(
     if not wanted:
         return Statistics()
     task = job.config.task(stage)
-    records = job.train_records(task)
-    lengths = modality_lengths(records)
-    indices = measurement_indices(len(records), job.config.measurement.ratio)
+    dataset, lengths = job.samples.training(task)
+    indices = measurement_indices(len(lengths), job.config.measurement.ratio)
     indices = sorted(indices, key=lambda index: (abs(lengths[index]), index))
     size = job.config.measurement.batch_size
     batches = local_share([indices[start : start + size] for start in range(0, len(indices), size)], job.world)
-    dataset = job.train_dataset(task, records)
     if job.config.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
@@ -237,7 +225,7 @@ def _measure(
     with job.timed(part):
         statistics = measure(
             model,
-            (job.to_device(job.collate([dataset[index] for index in batch])) for batch in batches),
+            (job.to_device(job.samples.collate([dataset[index] for index in batch])) for batch in batches),
             job.family.linear_targets(model),
             wanted=wanted,
             owners=owners,
