@@ -1,4 +1,4 @@
-"""Statistics of frozen linears over a task's samples: weight gradients and input second moments.
+"""Statistics of frozen linears over a task's samples: weight gradients, input second moments and mean inputs.
 
 The gradient of a frozen weight is captured as g^T x from the module's input x and the gradient g of its
 output, by an identity function that a forward hook puts on the output. It needs no trainable base weight
@@ -7,7 +7,8 @@ and no optimizer, works under DDP and every ZeRO stage, and holds nothing extra 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,16 @@ from llava_cl.models import LinearTarget
 
 GRADIENT = "gradient"
 SECOND_MOMENT = "second_moment"
+MEAN_INPUT = "mean_input"
+
+Batch = dict[str, torch.Tensor]
+TokenMask = Callable[[Batch, str], torch.Tensor]
+"""Which tokens of a batch count at the input of that name: bool, of the shape of the input without its last axis."""
+
+
+def attended_tokens(batch: Batch, source: str) -> torch.Tensor:
+    """The tokens of a language model's batch that are no padding, at every input alike."""
+    return batch["attention_mask"].bool() & (batch["index"] >= 0)[:, None]
 
 
 @dataclass
@@ -30,12 +41,17 @@ class Statistics:
     Attributes:
         gradients: layer -> mean over samples of dL/dW `[out, in]`, L = a sample's mean token loss.
         second_moments: input name -> mean over tokens of x x^T `[in, in]`.
+        mean_inputs: input name -> sum over batches of the inputs, over the number of tokens, `[in, length * batch]`;
+            a column is a place in the batch.
+        tokens: input name -> tokens that its second moment is the mean over.
         samples: samples with at least one supervised token, over all ranks.
         skipped: samples without one, over all ranks.
     """
 
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     second_moments: dict[str, torch.Tensor] = field(default_factory=dict)
+    mean_inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
     samples: int = 0
     skipped: int = 0
 
@@ -58,12 +74,14 @@ class _AccumulateWeightGradient(torch.autograd.Function):
 
 def measure(
     model: PreTrainedModel,
-    batches: Iterable[dict[str, torch.Tensor]],
+    batches: Iterable[Batch],
     targets: Mapping[str, LinearTarget],
     *,
     wanted: frozenset[str],
     owners: Mapping[str, int],
     world: World,
+    entries: Sequence[nn.Module] | None = None,
+    token_mask: TokenMask = attended_tokens,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Statistics:
     """Measures statistics of the targeted linears over this rank's batches and reduces them to their owners.
@@ -71,97 +89,117 @@ def measure(
     Args:
         model: the module that holds the targets and runs the forward (under ZeRO the engine's module); its
             parameters stay frozen and unchanged.
-        batches: this rank's collated batches (`input_ids`, `attention_mask`, `labels`, `pixel_values` and
-            `index`, -1 for a sample that only fills up the batch).
+        batches: this rank's collated batches: what the model takes, among it `labels` with -100 = ignored, and
+            `index`, -1 for a sample that only fills up the batch.
         targets: the linears by qualified name, each with the name of its input.
-        wanted: any of "gradient" and "second_moment".
+        wanted: any of "gradient", "second_moment" and "mean_input".
         owners: layer or input name -> the rank that needs the result.
         world: the process group.
+        entries: modules below all targets, where the gradient ends; default the input embeddings.
+        token_mask: which tokens of a batch count for second moments.
         progress: called with the number of samples done on this rank.
 
     Returns:
-        The statistics; tensors of other owners are dropped.
+        The statistics; tensors of other owners are dropped. Mean inputs are over batches of the size of the first.
 
     Raises:
         RunError: a targeted layer that no batch reached, no sample with a label, or a value that is not finite.
     """
-    collector = _Collector(model, targets, wanted)
+    entries = [model.get_input_embeddings()] if entries is None else entries
+    collector = _Collector(targets, wanted, entries)
+    samples = skipped = done = 0
     try:
-        samples = skipped = tokens = done = 0
         for batch in batches:
             real = batch["index"] >= 0
-            supervised = (batch["labels"][:, 1:] != -100).any(dim=1)
-            token_mask = batch["attention_mask"].bool() & real[:, None]
+            supervised = (batch["labels"] != -100).view(len(real), -1).any(dim=1)
             samples += int((supervised & real).sum())
             skipped += int((~supervised & real).sum())
-            tokens += int(token_mask.sum())
-            collector.token_mask = token_mask
+            collector.mask_of = functools.partial(token_mask, batch)
             inputs = {key: value for key, value in batch.items() if key != "index"}
             with torch.set_grad_enabled(GRADIENT in wanted):
                 loss = model(**inputs, per_sample=True)["loss"]
                 # Gradient checkpointing runs layers again during backward; they must not be counted twice.
-                collector.token_mask = None
+                collector.mask_of = None
                 if GRADIENT in wanted:
                     loss.backward()
             done += len(real)
             progress(done)
     finally:
         collector.remove()
-    return _reduce(collector, (samples, skipped, tokens), owners, world)
+    return _reduce(collector, samples, skipped, owners, world)
 
 
-def _reduce(collector: _Collector, counts: tuple[int, int, int], owners: Mapping[str, int], world: World) -> Statistics:
+def _reduce(collector: _Collector, samples: int, skipped: int, owners: Mapping[str, int], world: World) -> Statistics:
     unreached = sorted(set.intersection(*(set(names) for names in gather_objects(collector.unreached(), world))))
     if unreached:
         raise RunError(
             f"no batch reached {len(unreached)} targeted layers, first {unreached[0]}: the model's forward "
             "bypasses them, so they cannot be adapted; exclude them from the targets."
         )
-    device = next(iter(collector.sums.values())).device
-    totals = all_reduce_sum(torch.tensor(counts, dtype=torch.int64, device=device), world)
-    total_samples, total_skipped, total_tokens = (int(value) for value in totals.tolist())
+    keys = sorted(collector.keys)
+    device = collector.device
+    totals = torch.tensor([samples, skipped, *(collector.tokens.get(key, 0) for key in keys)], device=device)
+    total_samples, total_skipped, *counted = (int(value) for value in all_reduce_sum(totals, world).tolist())
     if total_samples == 0:
         raise RunError("no sample of the task has a supervised token, so no gradient can be measured.")
+    tokens = dict(zip(keys, counted, strict=True))
+    collector.complete(world)
     reduce_sums(collector.sums, {key: owners[name] for key, (_, name) in collector.keys.items()}, world)
     result = Statistics(samples=total_samples, skipped=total_skipped)
+    means = {GRADIENT: result.gradients, SECOND_MOMENT: result.second_moments, MEAN_INPUT: result.mean_inputs}
     for key, (kind, name) in collector.keys.items():
+        if kind == SECOND_MOMENT:
+            result.tokens[name] = tokens[key]
         if owners[name] != world.rank:
             continue
-        mean = collector.sums.pop(key).div_(total_samples if kind == GRADIENT else total_tokens)
+        mean = collector.sums.pop(key).div_(total_samples if kind == GRADIENT else tokens[key])
         if not torch.isfinite(mean).all():
             raise RunError(f"the {kind} of {name} is not finite; lower the learning rate or use bfloat16.")
-        (result.gradients if kind == GRADIENT else result.second_moments)[name] = mean
+        means[kind][name] = mean
     return result
 
 
 class _Collector:
     """Hooks on the targeted linears, and the fp32 sums that they fill."""
 
-    def __init__(self, model: PreTrainedModel, targets: Mapping[str, LinearTarget], wanted: frozenset[str]) -> None:
+    def __init__(
+        self, targets: Mapping[str, LinearTarget], wanted: frozenset[str], entries: Sequence[nn.Module]
+    ) -> None:
         self.sums: dict[str, torch.Tensor] = {}
         self.keys: dict[str, tuple[str, str]] = {}
-        self.token_mask: torch.Tensor | None = None
-        """Tokens of the running forward pass that count, `[batch, length]`; None outside of one."""
+        self.tokens: dict[str, int] = {}
+        """Tokens that went into each sum over inputs."""
+        self.mask_of: Callable[[str], torch.Tensor] | None = None
+        """Which tokens of the running forward pass count at an input; None outside of one."""
+        self.device = next(iter(targets.values())).module.weight.device
         self._reached: set[str] = set()
         self._handles: list[Any] = []
-        sources_seen: set[str] = set()
-        for name, (module, source) in targets.items():
+        for name, (module, _) in targets.items():
             if GRADIENT in wanted:
-                key = self._allocate(GRADIENT, name, module, (module.out_features, module.in_features))
+                key = self._key(GRADIENT, name)
+                self._allocate(key, (module.out_features, module.in_features))
                 self._handles.append(module.register_forward_hook(self._gradient_hook(key)))
-            if SECOND_MOMENT in wanted and source not in sources_seen:
-                sources_seen.add(source)
-                key = self._allocate(SECOND_MOMENT, source, module, (module.in_features, module.in_features))
+        inputs: dict[str, nn.Linear] = {}
+        for module, source in targets.values():
+            inputs.setdefault(source, module)
+        for source, module in inputs.items():
+            if SECOND_MOMENT in wanted:
+                key = self._key(SECOND_MOMENT, source)
+                self._allocate(key, (module.in_features, module.in_features))
                 self._handles.append(module.register_forward_hook(self._moment_hook(key)))
+            if MEAN_INPUT in wanted:
+                self._handles.append(module.register_forward_hook(self._mean_hook(self._key(MEAN_INPUT, source))))
         if GRADIENT in wanted:
             # Nothing below the first targeted layer requires grad, so the graph must be started by hand.
-            self._handles.append(model.get_input_embeddings().register_forward_hook(_require_grad))
+            self._handles += (entry.register_forward_hook(_require_grad) for entry in entries)
 
-    def _allocate(self, kind: str, name: str, module: nn.Linear, shape: tuple[int, int]) -> str:
+    def _key(self, kind: str, name: str) -> str:
         key = f"{kind}:{name}"
         self.keys[key] = (kind, name)
-        self.sums[key] = torch.zeros(shape, dtype=torch.float32, device=module.weight.device)
         return key
+
+    def _allocate(self, key: str, shape: tuple[int, ...]) -> None:
+        self.sums[key] = torch.zeros(shape, dtype=torch.float32, device=self.device)
 
     def _gradient_hook(self, key: str) -> Callable[..., torch.Tensor]:
         def add(grad: torch.Tensor, x: torch.Tensor) -> None:
@@ -176,18 +214,44 @@ class _Collector:
         return hook
 
     def _moment_hook(self, key: str) -> Callable[..., None]:
+        source = self.keys[key][1]
+
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
-            if self.token_mask is None:
+            if self.mask_of is None:
                 return
-            x = inputs[0].detach()[self.token_mask].float()
+            x = inputs[0].detach()[self.mask_of(source)].float()
             self._reached.add(key)
             self.sums[key].addmm_(x.T, x)
+            self.tokens[key] = self.tokens.get(key, 0) + len(x)
 
         return hook
 
+    def _mean_hook(self, key: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+            if self.mask_of is None:
+                return
+            x = inputs[0].detach().flatten(0, -2).float()
+            if key not in self.sums:
+                self._allocate(key, (x.shape[1], x.shape[0]))
+            if self.sums[key].shape[1] != x.shape[0]:
+                return
+            self._reached.add(key)
+            self.sums[key].add_(x.T)
+            self.tokens[key] = self.tokens.get(key, 0) + len(x)
+
+        return hook
+
+    def complete(self, world: World) -> None:
+        """Gives a rank without a batch the zero sums that the others have."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for part in gather_objects({key: tuple(tensor.shape) for key, tensor in self.sums.items()}, world):
+            shapes.update(part)
+        for key in sorted(shapes.keys() - self.sums.keys()):
+            self._allocate(key, shapes[key])
+
     def unreached(self) -> list[str]:
-        """Keys of sums that no batch has touched."""
-        return sorted(self.keys[key][1] for key in self.sums if key not in self._reached)
+        """Names of sums that no batch has touched."""
+        return sorted(name for key, (_, name) in self.keys.items() if key not in self._reached)
 
     def remove(self) -> None:
         """Takes all hooks off."""
