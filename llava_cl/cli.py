@@ -69,15 +69,16 @@ def check(
     from rich.progress import Progress
 
     from llava_cl.config import load_config
+    from llava_cl.pipeline.data_checks import check_records
     from llava_cl.pipeline.launch import ranks_per_node
-    from llava_cl.pipeline.preflight import check_disk, check_memory, check_records, check_setup, data_files
+    from llava_cl.pipeline.preflight import check_disk, check_memory, check_setup
+    from llava_cl.pipeline.task_data import data_files, image_folders
     from llava_cl.report.console import data_table, data_tree
 
     resolved = load_config(config, overrides or ())
     ranks = ranks_per_node(resolved.distributed.ranks, nproc)
     console = Console()
-    folders = [resolved.data_root / task.images for task in resolved.benchmark.evaluated]
-    console.print(data_tree(resolved.data_root, [*data_files(resolved), *folders]))
+    console.print(data_tree(resolved.data_root, [*data_files(resolved), *image_folders(resolved)]))
     check_setup(resolved, ranks)
     check_disk(resolved, Path("runs") / resolved.name)
     check_memory(resolved, ranks)

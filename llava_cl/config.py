@@ -10,10 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from llava_cl.errors import InputError
 
@@ -46,35 +55,95 @@ Part = Literal["train", "test", "validation"]
 _AnySection = TypeVar("_AnySection", bound=_Section)
 
 
-class TaskConfig(_Section):
-    """One task of a stream. File paths are relative to the data root.
+def _relative_path(value: str | None) -> str | None:
+    if value is not None and Path(value).is_absolute():
+        raise ValueError(f"{value} must be relative to data_root")
+    return value
+
+
+class _Task(_Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    train: str | None = None
+    test: str
+    validation: str | None = None
+    records: dict[Part, int] = {}
+
+    def paths(self) -> dict[str, str]:
+        """The paths below the data root that are given, by field."""
+        return {field: getattr(self, field) for field in _TASK_PATHS if getattr(self, field, None) is not None}
+
+
+class TaskConfig(_Task):
+    """One task of instructions. File paths are relative to the data root.
 
     `suffix` is added to every question; `suffix_by_answer` replaces it where the reference answer is the key.
     `records` says how many records there should be (`{train: 40000, test: 3000}`); another number is only told.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    train: str | None = None
-    test: str
-    validation: str | None = None
     images: str
     scorer: str
     references: str | None = None
     validation_references: str | None = None
     suffix: str = ""
     suffix_by_answer: dict[str, str] = {}
-    records: dict[Part, int] = {}
 
     @field_validator(*_TASK_PATHS)
     @classmethod
     def _relative(cls, value: str | None) -> str | None:
-        if value is not None and Path(value).is_absolute():
-            raise ValueError(f"{value} must be relative to data_root")
-        return value
+        return _relative_path(value)
+
+
+class ClassTaskConfig(_Task):
+    """One task of image classes: `train` and `test` are folders with a folder of images for each class.
+
+    A class is called as its folder is, with spaces for underscores, or as `names` says; `template` makes a sentence of
+    the name for a model that reads.
+    """
+
+    classes: tuple[str, ...] = Field(min_length=2)
+    names: dict[str, str] = {}
+    template: str = "a photo of a {}."
+    scorer: Literal["exact"] = "exact"
+
+    @field_validator("train", "test", "validation")
+    @classmethod
+    def _relative(cls, value: str | None) -> str | None:
+        return _relative_path(value)
+
+    @model_validator(mode="after")
+    def _usable(self) -> ClassTaskConfig:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("a class is listed twice")
+        if "{}" not in self.template:
+            raise ValueError("template: {} is missing, which stands for the name of the class")
+        strange = set(self.names) - set(self.classes)
+        if strange:
+            raise ValueError(f"names: {', '.join(sorted(strange))} is none of the classes")
+        return self
+
+    def class_names(self) -> list[str]:
+        """What the classes are called."""
+        return [self.names.get(folder, folder.replace("_", " ")) for folder in self.classes]
+
+
+_KINDS = ("instructions", "classes")
+
+
+def _kind(task: Any) -> str:
+    classes = "classes" in task if isinstance(task, Mapping) else isinstance(task, ClassTaskConfig)
+    return _KINDS[classes]
+
+
+AnyTask = Annotated[
+    Annotated[TaskConfig, Tag(_KINDS[0])] | Annotated[ClassTaskConfig, Tag(_KINDS[1])], Discriminator(_kind)
+]
 
 
 class BenchmarkConfig(_Section):
     """A stream of tasks in the order in which they are learned, and probes that are only evaluated.
+
+    After a stage the tasks of `evaluate` are evaluated: "all", each by itself; or those "seen" so far, where the model
+    chooses among the classes of all of them (class-incremental learning).
 
     `aliases` names folders below the data root that are also published under another name; the one that is there is
     used.
@@ -83,13 +152,18 @@ class BenchmarkConfig(_Section):
     name: str
     description: str = ""
     aliases: dict[str, str] = {}
-    tasks: tuple[TaskConfig, ...] = Field(min_length=1)
-    probes: tuple[TaskConfig, ...] = ()
+    evaluate: Literal["all", "seen"] = "all"
+    tasks: tuple[AnyTask, ...] = Field(min_length=1)
+    probes: tuple[AnyTask, ...] = ()
 
     @property
-    def evaluated(self) -> tuple[TaskConfig, ...]:
+    def evaluated(self) -> tuple[AnyTask, ...]:
         """The tasks and the probes."""
         return (*self.tasks, *self.probes)
+
+    def evaluated_after(self, stage: int) -> tuple[AnyTask, ...]:
+        """The tasks and probes that are evaluated after a stage; 0 is the untouched base."""
+        return self.evaluated if self.evaluate == "all" else self.tasks[:stage]
 
     @model_validator(mode="after")
     def _distinct(self) -> BenchmarkConfig:
@@ -100,6 +174,11 @@ class BenchmarkConfig(_Section):
         untrained = [task.name for task in self.tasks if task.train is None]
         if untrained:
             raise ValueError(f"tasks without a train file: {', '.join(untrained)}")
+        kinds = {type(task) for task in self.evaluated}
+        if len(kinds) > 1:
+            raise ValueError("tasks of instructions and tasks of classes cannot be mixed in one stream")
+        if self.evaluate == "seen" and (kinds != {ClassTaskConfig} or self.probes):
+            raise ValueError("evaluate: 'seen' is for tasks of classes, without probes")
         return self
 
 
@@ -144,10 +223,13 @@ class TrainingConfig(_Section):
     epochs: int = Field(1, gt=0)
     learning_rate: float = Field(gt=0)
     projector_learning_rate: float | None = Field(None, gt=0, description="null freezes the projector")
+    head_learning_rate: float | None = Field(None, gt=0, description="of a task's head; null = learning_rate")
+    temperature: float = Field(1.0, gt=0, description="logits of classes are divided by it in the loss")
     global_batch: int = Field(gt=0)
     micro_batch: int = Field(gt=0)
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    scheduler: Literal["cosine", "linear", "constant", "steps", "one_cycle"] = "cosine"
+    milestones: tuple[float, ...] = Field((), description="shares of the training after which 'steps' divides by 10")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(0.0, ge=0, description="0 = no clipping")
     max_length: int = Field(2048, gt=0)
@@ -191,6 +273,18 @@ class EvaluationConfig(_Section):
     caption_scorer: Literal["caption", "caption_overlap"] = "caption"
 
 
+class ImagesConfig(_Section):
+    """How pictures of class folders are brought to the size of the model, whose square is cut out of the centre.
+
+    `resize` is the short side's length, or height and width; default the model's size. `augment` names an AutoAugment
+    policy, which with a random resized crop takes the place of both in training.
+    """
+
+    resize: int | tuple[int, int] | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    augment: Literal["cifar10", "imagenet"] | None = None
+
+
 class DistributedConfig(_Section):
     """Ranks per node (null = one for each GPU, or one on a CPU) and the DeepSpeed file (null = plain DDP)."""
 
@@ -210,6 +304,7 @@ class RunConfig(_Section):
     data_root: Path
     lora: LoraConfig
     training: TrainingConfig
+    images: ImagesConfig = ImagesConfig()
     measurement: MeasurementConfig = MeasurementConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     distributed: DistributedConfig = DistributedConfig()
@@ -222,7 +317,7 @@ class RunConfig(_Section):
             raise ValueError(f"training.per_task names no task of the benchmark: {', '.join(sorted(unknown))}")
         return self
 
-    def task(self, stage: int) -> TaskConfig:
+    def task(self, stage: int) -> AnyTask:
         """The task learned at stage 1..T."""
         return self.benchmark.tasks[stage - 1]
 
@@ -381,9 +476,8 @@ def _with_aliases(benchmark: BenchmarkConfig, root: Path) -> BenchmarkConfig:
                 return alias + path.removeprefix(folder)
         return path
 
-    def renamed(task: TaskConfig) -> TaskConfig:
-        paths = task.model_dump(include=set(_TASK_PATHS), exclude_none=True)
-        return task.model_copy(update={key: actual(path) for key, path in paths.items()})
+    def renamed(task: AnyTask) -> AnyTask:
+        return task.model_copy(update={field: actual(path) for field, path in task.paths().items()})
 
     tasks, probes = (tuple(map(renamed, part)) for part in (benchmark.tasks, benchmark.probes))
     return benchmark.model_copy(update={"tasks": tasks, "probes": probes})
@@ -395,7 +489,13 @@ def _validated(model: type[_AnySection], content: Mapping[str, Any], source: str
     except ValidationError as error:
         problems = []
         for item in error.errors():
-            where = ".".join(str(part) for part in item["loc"]) or "the file"
+            # Of a union pydantic also names the kind of task that it took.
+            place = [
+                part
+                for last, part in zip((None, *item["loc"]), item["loc"], strict=False)
+                if not (isinstance(last, int) and part in _KINDS)
+            ]
+            where = ".".join(map(str, place)) or "the file"
             reason = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
             problems.append(f"{source}: {where}: {reason}")
         raise InputError(*problems) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 
 class LlavaClError(Exception):
     """A failure that is reported to the user as one message, without a traceback. Exit code 1."""
@@ -25,3 +27,12 @@ class InputError(LlavaClError):
 
 class RunError(LlavaClError):
     """A run failed although its input was right, for example because a rank died. Exit code 1."""
+
+
+def problems_of(*checks: Callable[[], object]) -> Iterator[str]:
+    """The problems of every check that raises InputError, so that they can be told at once."""
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            yield from error.problems

@@ -1,6 +1,8 @@
 """Records, conversations and images of an instruction-tuning task, and the batches made from them."""
 
+from llava_cl.data.augment import Augmented, Plain
 from llava_cl.data.chat import ChatFormat, VicunaChat, chat_format
+from llava_cl.data.class_folders import ClassDataset, ClassRecord, collate_images, load_class_records
 from llava_cl.data.collate import collate_prompts, collate_train
 from llava_cl.data.conversation import IGNORE_INDEX, IMAGE_MARKER, encode_conversation, encode_prompt
 from llava_cl.data.dataset import PADDING_INDEX, ConversationDataset, QuestionDataset, UnusableSample
@@ -26,10 +28,14 @@ __all__ = [
     "IGNORE_INDEX",
     "IMAGE_MARKER",
     "PADDING_INDEX",
+    "Augmented",
     "CaptionReference",
     "ChatFormat",
+    "ClassDataset",
+    "ClassRecord",
     "ConversationDataset",
     "GlobalBatchSampler",
+    "Plain",
     "QuestionDataset",
     "QuestionRecord",
     "TrainRecord",
@@ -37,12 +43,14 @@ __all__ = [
     "VicunaChat",
     "chat_format",
     "check_image",
+    "collate_images",
     "collate_prompts",
     "collate_train",
     "encode_conversation",
     "encode_prompt",
     "length_grouped_indices",
     "load_caption_references",
+    "load_class_records",
     "load_image",
     "load_question_records",
     "load_train_records",

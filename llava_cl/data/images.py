@@ -38,7 +38,34 @@ def preprocess_image(
     square = _pad_to_square(image.convert("RGB"), tuple(int(255 * channel) for channel in mean))
     if square.size != (size, size):
         square = square.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = (np.asarray(square) * (1 / 255)).astype(np.float32)  # scaled in float64, as the CLIP processor does
+    return normalise(square, mean, std)
+
+
+def resize_and_crop(
+    image: Image.Image, size: int, resize: int | tuple[int, int], resampling: Image.Resampling
+) -> Image.Image:
+    """Resize an image and cut a square out of its centre, as torchvision's Resize and CenterCrop do.
+
+    Args:
+        image: any mode; converted to RGB.
+        size: side of the square in pixels.
+        resize: the short side's new length, the ratio of the sides kept; or height and width. At least `size`.
+        resampling: how pixels are computed.
+    """
+    width, height = image.size
+    if isinstance(resize, int):
+        short = min(width, height)
+        target = (int(resize * width / short), int(resize * height / short))
+    else:
+        target = (resize[1], resize[0])
+    resized = image.convert("RGB").resize(target, resampling)
+    left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def normalise(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """An RGB image as float32 `[3, height, width]`, scaled to [0, 1], less the mean, over the standard deviation."""
+    pixels = (np.asarray(image) * (1 / 255)).astype(np.float32)  # scaled in float64, as the CLIP processor does
     normalised = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1))
 
@@ -63,7 +90,7 @@ def load_image(path: str, root: Path) -> Image.Image:
 def check_image(path: str, root: Path) -> None:
     """Raises what `load_image` would; a JPEG is read to its end but decoded at an eighth of its size, for speed."""
     with _opened(path, root) as image:
-        image.draft(None, (image.width // 8, image.height // 8))
+        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
 
 

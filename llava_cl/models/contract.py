@@ -5,14 +5,14 @@ The pipeline sees a family only through this contract; a new family is one file 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import nn
 
-from llava_cl.config import ModelConfig
+from llava_cl.config import ClassTaskConfig, ModelConfig
 from llava_cl.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How images become pixels and how many tokens each takes."""
+    """How images become pixels."""
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class TokenImages(ImageSpec):
+    """How images become pixels for a language model, and how many tokens each takes."""
+
     tokens: int
     token_id: int
 
@@ -39,21 +45,16 @@ class LinearTarget(NamedTuple):
 
 
 class ModelFamily(Protocol):
-    """One kind of model: loading, saving, targeted linears, loss of a batch, prediction of a batch.
+    """One kind of model: loading, saving, targeted linears, loss of a batch.
 
     Attributes:
         layouts: names of the checkpoint layouts that `save` writes.
-        chat: name of the format of its conversations (see `llava_cl.data.chat_format`).
     """
 
     layouts: tuple[str, ...]
-    chat: str
 
     def folders(self) -> list[Path]:
         """Folders whose files the model and its tokenizer are read from."""
-
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the checkpoint."""
 
     def image_spec(self) -> ImageSpec:
         """Image preprocessing of the checkpoint."""
@@ -75,11 +76,69 @@ class ModelFamily(Protocol):
     def linear_targets(self, model: PreTrainedModel) -> dict[str, LinearTarget]:
         """The linears that are adapted, by qualified name."""
 
-    def projector_prefix(self) -> str | None:
+    def entries(self, model: PreTrainedModel) -> list[nn.Module]:
+        """Modules below all targets; their outputs need a gradient, so that one reaches every target."""
+
+    def token_mask(self, batch: dict[str, torch.Tensor], source: str) -> Any:
+        """Index of those tokens of a batch that count at an input, for the input's first axes."""
+
+
+class LanguageFamily(ModelFamily, Protocol):
+    """A model that reads images and text and answers in words.
+
+    Attributes:
+        chat: name of the format of its conversations (see `llava_cl.data.chat_format`).
+    """
+
+    chat: str
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the checkpoint."""
+
+    def image_spec(self) -> TokenImages:
+        """Image preprocessing of the checkpoint, and the tokens that stand for an image."""
+
+    def projector_prefix(self) -> str:
         """Qualified name of the module between vision and language, trained beside the adapters."""
 
     def generate(self, model: Any, batch: dict[str, torch.Tensor], max_new_tokens: int) -> torch.Tensor:
         """Greedy continuation of a left-padded batch -> new token ids `[batch, new]`, right-padded."""
+
+
+class ClassifierFamily(ModelFamily, Protocol):
+    """A model that tells the classes of images.
+
+    Attributes:
+        zero_shot: knows classes by their names, before it has learned them.
+    """
+
+    zero_shot: bool
+
+    def install(self, model: PreTrainedModel, tasks: Sequence[ClassTaskConfig]) -> None:
+        """Gives a model of `load` or `skeleton` what the classes of a stream need, before anything is learned."""
+
+    def learn(self, model: PreTrainedModel, task: int, temperature: float) -> None:
+        """Makes the labels of batches positions in the classes of one task, counted from 0.
+
+        Logits are divided by `temperature` in the loss.
+        """
+
+    def head(self, task: int) -> str | None:
+        """Qualified name of the module that is trained beside the adapters for a task; None for none."""
+
+    def start_head(self, model: PreTrainedModel, task: int, generator: torch.Generator) -> None:
+        """Draws the head of a task."""
+
+    def logits(self, model: PreTrainedModel, pixel_values: torch.Tensor, tasks: Sequence[int]) -> torch.Tensor:
+        """Scores `[images, classes of the tasks]` of `[images, 3, size, size]`, in the order of the tasks."""
+
+
+def _families() -> dict[str, Callable[[ModelConfig], ModelFamily]]:
+    from llava_cl.models.llava import Llava
+    from llava_cl.models.smolvlm import SmolVlm
+    from llava_cl.models.vit import Vit
+
+    return {"llava": Llava, "smolvlm": SmolVlm, "vit": Vit}
 
 
 def family(config: ModelConfig) -> ModelFamily:
@@ -88,10 +147,23 @@ def family(config: ModelConfig) -> ModelFamily:
     Raises:
         InputError: an unknown family, or a path that holds no checkpoint of that family.
     """
-    from llava_cl.models.llava import Llava
-    from llava_cl.models.smolvlm import SmolVlm
-
-    families: dict[str, Callable[[ModelConfig], ModelFamily]] = {"llava": Llava, "smolvlm": SmolVlm}
+    families = _families()
     if config.family not in families:
         raise InputError(f"model.family: unknown '{config.family}'; known: {', '.join(sorted(families))}.")
     return families[config.family](config)
+
+
+def language_family(config: ModelConfig) -> LanguageFamily:
+    """The family object of a model that answers in words; raises what `family` does, and for other models."""
+    found: Any = family(config)
+    if not hasattr(found, "generate"):
+        raise InputError(f"model.family: '{config.family}' tells classes, but the tasks are instructions.")
+    return found
+
+
+def classifier_family(config: ModelConfig) -> ClassifierFamily:
+    """The family object of a model that tells classes; raises what `family` does, and for other models."""
+    found: Any = family(config)
+    if not hasattr(found, "logits"):
+        raise InputError(f"model.family: '{config.family}' answers in words, but the tasks are classes of images.")
+    return found

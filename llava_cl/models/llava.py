@@ -8,10 +8,11 @@ from typing import Any
 from transformers import CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from llava_cl.models import llava_original as original
-from llava_cl.models.contract import ImageSpec
+from llava_cl.models.contract import TokenImages
 from llava_cl.models.llava_saving import save_original, save_transformers
+from llava_cl.models.reading import complain, normalisation, read_model
 from llava_cl.models.supervised import plain
-from llava_cl.models.vision_language import VisionLanguageFamily, complain
+from llava_cl.models.vision_language import VisionLanguageFamily
 
 
 class Llava(VisionLanguageFamily):
@@ -37,13 +38,13 @@ class Llava(VisionLanguageFamily):
         """The checkpoint's folder, and in the original layout that of its vision tower."""
         return [self._config.path, *([self._tower] if self._tower else [])]
 
-    def image_spec(self) -> ImageSpec:
+    def image_spec(self) -> TokenImages:
         """Size, mean and std of the checkpoint's image processor; one token for each patch."""
         vision = self._architecture.vision_config
-        mean, std = self._normalisation(self._tower or self._config.path)
+        mean, std = normalisation(self._tower or self._config.path)
         patches = (vision.image_size // vision.patch_size) ** 2
         keeps_cls = self._architecture.vision_feature_select_strategy == "full"
-        return ImageSpec(
+        return TokenImages(
             size=vision.image_size,
             mean=mean,
             std=std,
@@ -54,12 +55,14 @@ class Llava(VisionLanguageFamily):
     def _load(self) -> PreTrainedModel:
         folder, tower = self._config.path, self._tower
         mapping = original.KEY_MAPPING if tower else None
-        model, problems = self._read(self.model_class, folder, config=self._architecture, key_mapping=mapping)
+        model, problems = read_model(
+            self.model_class, folder, self._config, config=self._architecture, key_mapping=mapping
+        )
         vision = dict(model.model.vision_tower.named_parameters(prefix="model.vision_tower"))
         if tower and vision.keys() <= set(problems.get("missing_keys", ())):
             # The layout's checkpoints that were trained further may hold the tower themselves.
             config = self._architecture.vision_config
-            model.model.vision_tower, beside = self._read(CLIPVisionModel, tower, config=config)
+            model.model.vision_tower, beside = read_model(CLIPVisionModel, tower, self._config, config=config)
             problems["missing_keys"] = set(problems["missing_keys"]) - vision.keys()
             # A whole CLIP has a text tower, too.
             beside["unexpected_keys"] = [key for key in beside["unexpected_keys"] if key.startswith("vision_model.")]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, SmolVLMForConditionalGeneration
 
-from llava_cl.models.contract import ImageSpec
+from llava_cl.models.contract import TokenImages
+from llava_cl.models.reading import normalisation
 from llava_cl.models.supervised import mix_in, plain
 from llava_cl.models.vision_language import VisionLanguageFamily
 
@@ -37,12 +38,12 @@ class SmolVlm(VisionLanguageFamily):
     projector = "model.connector"
     chat = "smolvlm"
 
-    def image_spec(self) -> ImageSpec:
+    def image_spec(self) -> TokenImages:
         """The tower's side; the connector merges `scale_factor` x `scale_factor` patches into one token."""
         config = self._architecture
-        mean, std = self._normalisation(self._config.path)
+        mean, std = normalisation(self._config.path)
         side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
-        return ImageSpec(config.vision_config.image_size, mean, std, side * side, config.image_token_id)
+        return TokenImages(config.vision_config.image_size, mean, std, side * side, config.image_token_id)
 
     def _load(self) -> PreTrainedModel:
         model = super()._load()

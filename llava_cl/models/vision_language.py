@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
 
 from llava_cl.config import ModelConfig
 from llava_cl.errors import InputError
 from llava_cl.models.contract import LinearTarget
+from llava_cl.models.reading import complain, read_config, read_model
 from llava_cl.models.supervised import supervised
-from llava_cl.store import read_json
 
 # Linears that read the same tensor share its statistics.
 _INPUT_OF_LEAF = {
@@ -30,7 +25,6 @@ _INPUT_OF_LEAF = {
     "up_proj": "mlp_input",
     "down_proj": "mlp_hidden",
 }
-_LISTED = 10
 
 
 class VisionLanguageFamily:
@@ -49,16 +43,7 @@ class VisionLanguageFamily:
     layouts: tuple[str, ...] = ("hf",)
 
     def __init__(self, config: ModelConfig) -> None:
-        file = config.path / "config.json"
-        if not file.is_file():
-            raise InputError(
-                f"model.path: {config.path} holds no config.json; give the folder of a {config.family} checkpoint."
-            )
-        self._content: dict[str, Any] = read_json(file)
-        kind = self._content.get("model_type")
-        if kind not in self.model_types:
-            kinds = " or ".join(f"'{known}'" for known in self.model_types)
-            raise InputError(f"{file}: model_type is '{kind}', expected {kinds}.")
+        self._content = read_config(config, self.model_types)
         self._config = config
         self._architecture: Any = self._read_architecture()
 
@@ -75,17 +60,6 @@ class VisionLanguageFamily:
             return AutoTokenizer.from_pretrained(self._config.path, local_files_only=True)
         except (OSError, ValueError) as error:
             raise InputError(f"{self._config.path}: the tokenizer cannot be loaded ({error}).") from error
-
-    def _normalisation(self, folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Mean and standard deviation of the checkpoint's image processor."""
-        file = folder / "preprocessor_config.json"
-        if not file.is_file():
-            raise InputError(f"{file}: missing; it states the mean and standard deviation of the images.")
-        processor = read_json(file)
-        missing = [f"{file}: {key} is missing." for key in ("image_mean", "image_std") if key not in processor]
-        if missing:
-            raise InputError(*missing)
-        return tuple(processor["image_mean"]), tuple(processor["image_std"])
 
     def skeleton(self) -> PreTrainedModel:
         """The model without memory for its weights."""
@@ -105,29 +79,9 @@ class VisionLanguageFamily:
         return model.eval().to(device)
 
     def _load(self) -> PreTrainedModel:
-        model, problems = self._read(self.model_class, self._config.path, config=self._architecture)
+        model, problems = read_model(self.model_class, self._config.path, self._config, config=self._architecture)
         complain(self._config.path, problems)
         return model
-
-    def _read(self, model_class: type[PreTrainedModel], folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
-        """A model with the weights of a folder, and the keys that do not fit, by kind."""
-        try:
-            with _quiet():
-                loaded: Any = model_class.from_pretrained(
-                    folder,
-                    dtype=getattr(torch, self._config.dtype),
-                    attn_implementation=self._config.attention,
-                    local_files_only=True,
-                    weights_only=True,
-                    output_loading_info=True,
-                    # They are listed with the other problems then.
-                    ignore_mismatched_sizes=True,
-                    **options,
-                )
-        except (OSError, SafetensorError, UnpicklingError) as error:
-            raise InputError(f"{folder}: the weights cannot be read ({error}).") from error
-        model, info = loaded
-        return model, dict(info)
 
     def linear_targets(self, model: PreTrainedModel) -> dict[str, LinearTarget]:
         """Every linear of the decoder's blocks; tower, projector and head stay out."""
@@ -140,6 +94,14 @@ class VisionLanguageFamily:
                     prefix = f"{self.decoder}.layers.{index}"
                     targets[f"{prefix}.{name}"] = LinearTarget(module, f"{prefix}.{_INPUT_OF_LEAF[leaf]}")
         return targets
+
+    def entries(self, model: PreTrainedModel) -> list[nn.Module]:
+        """The token embeddings."""
+        return [model.get_input_embeddings()]
+
+    def token_mask(self, batch: dict[str, torch.Tensor], source: str) -> torch.Tensor:
+        """`[batch, length]`: all tokens but padding, at every input alike."""
+        return batch["attention_mask"].bool() & (batch["index"] >= 0)[:, None]
 
     def projector_prefix(self) -> str:
         """The module between vision and language."""
@@ -156,26 +118,3 @@ class VisionLanguageFamily:
             use_cache=True,
         )
         return output[:, ids.shape[1] :]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own report on keys, which are told as errors here."""
-    before = get_verbosity()
-    set_verbosity_error()
-    try:
-        yield
-    finally:
-        set_verbosity(before)
-
-
-def complain(folder: Path, problems: dict[str, Any]) -> None:
-    """Raises InputError if there are keys that do not fit, naming the first ones of each kind."""
-    messages = [
-        f"{folder}: {kind.replace('_', ' ')}: {', '.join(sorted(map(str, keys))[:_LISTED])}; the weights do not "
-        "fit config.json, give a complete checkpoint of one model."
-        for kind, keys in problems.items()
-        if keys
-    ]
-    if messages:
-        raise InputError(*messages)

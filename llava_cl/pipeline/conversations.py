@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from llava_cl.config import RunConfig, TaskConfig
+from llava_cl.config import AnyTask, RunConfig, TaskConfig
 from llava_cl.data import (
     ConversationDataset,
     QuestionDataset,
@@ -17,35 +17,47 @@ from llava_cl.data import (
     chat_format,
     collate_prompts,
     collate_train,
-    load_question_records,
     load_train_records,
     modality_lengths,
 )
 from llava_cl.distributed import World
 from llava_cl.evaluation.predict import predict
-from llava_cl.models import ModelFamily
-from llava_cl.pipeline.samples import TrainingData
-from llava_cl.pipeline.scoring import evaluation_files
+from llava_cl.models import LanguageFamily, language_family
+from llava_cl.pipeline.samples import TrainedModule, TrainingData
 
 
 class Conversations:
     """Samples of instruction tasks for a vision-language model (see `llava_cl.pipeline.samples.Samples`)."""
 
-    def __init__(self, config: RunConfig, family: ModelFamily) -> None:
+    def __init__(self, config: RunConfig) -> None:
         self._config = config
-        self._family = family
-        self._tokenizer = family.tokenizer()
-        images = family.image_spec()
-        self._chat = chat_format(family.chat, self._tokenizer, images.token_id, images.tokens)
+        self.family: LanguageFamily = language_family(config.model)
+        self._tokenizer = self.family.tokenizer()
+        images = self.family.image_spec()
+        self._chat = chat_format(self.family.chat, self._tokenizer, images.token_id, images.tokens)
         self._image_arguments: dict[str, Any] = {
             "image_size": images.size,
             "image_mean": images.mean,
             "image_std": images.std,
         }
 
-    def training(self, task: TaskConfig) -> TrainingData:
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Nothing is needed."""
+
+    def choose(self, model: PreTrainedModel, stage: int) -> None:
+        """Labels are tokens, whatever the task."""
+
+    def begin(self, model: PreTrainedModel, stage: int, generator: torch.Generator) -> None:
+        """The projector starts as it is."""
+
+    def beside(self, stage: int) -> TrainedModule | None:
+        """The projector, unless it is frozen."""
+        rate = self._config.training.projector_learning_rate
+        return TrainedModule(self.family.projector_prefix(), rate) if rate else None
+
+    def training(self, task: AnyTask, seed: int) -> TrainingData:
         """Training samples, encoded on demand."""
-        assert task.train is not None
+        assert isinstance(task, TaskConfig) and task.train is not None
         records = load_train_records(self._config.data_root / task.train)
         dataset = ConversationDataset(
             records,
@@ -56,6 +68,10 @@ class Conversations:
         )
         return TrainingData(dataset, modality_lengths(records))
 
+    def measured(self, task: AnyTask) -> TrainingData:
+        """The training samples; nothing about them is random."""
+        return self.training(task, 0)
+
     def collate(self, samples: list[dict[str, Any]], *, with_index: bool = True) -> dict[str, torch.Tensor]:
         """A right-padded training batch."""
         batch = collate_train(samples, self._tokenizer.pad_token_id)
@@ -63,19 +79,17 @@ class Conversations:
             del batch["index"]
         return batch
 
-    def questions(self, task: TaskConfig) -> list[QuestionRecord]:
-        """The records of the test or validation file."""
-        return load_question_records(self._config.data_root / evaluation_files(task, self._config.evaluation)[0])
-
     def answer(
         self,
         model: PreTrainedModel,
-        task: TaskConfig,
+        stage: int,
+        task: AnyTask,
         questions: Sequence[QuestionRecord],
         world: World,
         progress: Callable[[int, int], None],
     ) -> list[str]:
         """Greedy answers, the task's suffix added to each question, special tokens skipped and ends stripped."""
+        assert isinstance(task, TaskConfig)
         asked = [
             replace(record, text=record.text + task.suffix_by_answer.get(record.answer, task.suffix))
             for record in questions
@@ -85,7 +99,7 @@ class Conversations:
         def generate(samples: list[dict[str, Any]]) -> list[str]:
             prompts = collate_prompts(samples, self._tokenizer.pad_token_id)
             inputs = {key: value.to(world.device) for key, value in prompts.items() if key != "index"}
-            tokens = self._family.generate(model, inputs, self._config.evaluation.max_new_tokens)
+            tokens = self.family.generate(model, inputs, self._config.evaluation.max_new_tokens)
             texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
             return [text.strip() for text in texts]
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from llava_cl.config import RunConfig, validate_config
 from llava_cl.distributed import World, gather_objects, share_out
 from llava_cl.errors import InputError
-from llava_cl.models import ModelFamily, family
+from llava_cl.models import ModelFamily
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.samples import Samples, samples_of
 from llava_cl.store import RunDirectory, StageDirectory, read_json
@@ -49,8 +49,8 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.family: ModelFamily = family(self.config.model)
-        self.samples: Samples = samples_of(self.config, self.family)
+        self.samples: Samples = samples_of(self.config)
+        self.family: ModelFamily = self.samples.family
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -84,10 +84,16 @@ class Job:
         with self.timed("load"):
             gc.collect()
             model = self.family.load(device or self.world.device)
+            self.samples.prepare(model)
             folders = [self.run.stage(number).adapter for number in range(1, stages + 1)]
             if folders:
                 replay(model, folders)
         return model
+
+    def begin(self, model: PreTrainedModel, stage: int) -> None:
+        """Readies the model after the stages before `stage` to be trained on its task; the same at every call."""
+        self.samples.choose(model, stage)
+        self.samples.begin(model, stage, torch.Generator().manual_seed(self.seed(stage, "head")))
 
     def owners(self, model: PreTrainedModel) -> dict[str, int]:
         """Owner rank of each targeted layer and of each layer input; layers with one input share the owner."""

@@ -15,15 +15,17 @@ from typing import Any, Protocol
 from llava_cl.config import RunConfig
 from llava_cl.errors import InputError
 from llava_cl.models import family
+from llava_cl.pipeline.data_checks import check_records
 from llava_cl.pipeline.doctor import versions
 from llava_cl.pipeline.job import recorded_config
 from llava_cl.pipeline.launch import hosts, progress_file, ranks_per_node, run_job
-from llava_cl.pipeline.preflight import check_disk, check_records, check_setup, data_files
+from llava_cl.pipeline.preflight import check_disk, check_setup
 from llava_cl.pipeline.progress import Event, ProgressReader
 from llava_cl.pipeline.results import write_results
 from llava_cl.pipeline.scoring import answers_step, score_predictions
+from llava_cl.pipeline.task_data import fingerprint_data
 from llava_cl.store import RunDirectory, read_json, write_json
-from llava_cl.store.fingerprint import fingerprint_files, fingerprint_model
+from llava_cl.store.fingerprint import fingerprint_model
 from llava_cl.store.run_directory import FORMAT
 
 
@@ -139,11 +141,12 @@ def evaluate(
             raise InputError(f"--stage {max(chosen)}: {run.path} is trained up to stage {trained}; run it first.")
         for stage in chosen:
             directory = run.stage(stage)
-            todo = [own.name for own in tasks if not directory.step_done(answers_step(own.name))]
+            there = [own for own in config.benchmark.evaluated_after(stage) if own in tasks]
+            todo = [own.name for own in there if not directory.step_done(answers_step(own.name))]
             if todo:
                 watcher.stage_begins(stage, directory.task, max(chosen))
                 _run_job(run, stage, launch, ranks, watcher, tasks=todo)
-            results[stage] = {own.name: score_predictions(config, directory, own) for own in tasks}
+            results[stage] = {own.name: score_predictions(config, directory, own) for own in there}
     return results
 
 
@@ -165,7 +168,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
     watcher.checking("fingerprints of model and data")
     fingerprints = {
         "base": {"path": str(config.model.path), "sha256": fingerprint_model(family(config.model).folders())},
-        "data": fingerprint_files(data_files(config), config.data_root),
+        "data": fingerprint_data(config),
     }
     before = read_json(run.manifest) if run.manifest.is_file() else None
     if before is None:

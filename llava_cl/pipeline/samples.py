@@ -9,44 +9,85 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from llava_cl.config import RunConfig, TaskConfig
+from llava_cl.config import AnyTask, ClassTaskConfig, RunConfig
 from llava_cl.data import QuestionRecord
 from llava_cl.distributed import World
 from llava_cl.models import ModelFamily
 
 
+def _no_epochs(epoch: int) -> None:
+    """For samples that are the same in every epoch."""
+
+
 class TrainingData(NamedTuple):
-    """A task's training samples, and the length of each (see `llava_cl.data.GlobalBatchSampler`)."""
+    """A task's training samples.
+
+    Attributes:
+        dataset: samples by index; -1 is one without labels that only fills up a batch.
+        lengths: length of each sample (see `llava_cl.data.GlobalBatchSampler`).
+        set_epoch: tells the samples the epoch that begins.
+    """
 
     dataset: Dataset[dict[str, Any]]
     lengths: list[int]
+    set_epoch: Callable[[int], None] = _no_epochs
+
+
+class TrainedModule(NamedTuple):
+    """A module that is trained whole beside the adapters: its qualified name and learning rate."""
+
+    name: str
+    learning_rate: float
 
 
 class Samples(Protocol):
     """Reads the tasks of one kind for one model."""
 
-    def training(self, task: TaskConfig) -> TrainingData:
-        """The task's training samples; index -1 is a sample without labels that only fills up a batch."""
+    @property
+    def family(self) -> ModelFamily:
+        """The model's family."""
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Gives a model of the family's `load` or `skeleton` what the stream's tasks need."""
+
+    def choose(self, model: PreTrainedModel, stage: int) -> None:
+        """Makes the labels of the model's batches those of a stage's task."""
+
+    def begin(self, model: PreTrainedModel, stage: int, generator: torch.Generator) -> None:
+        """Gives the model after the stages before `stage` the start of what is trained beside the adapters."""
+
+    def beside(self, stage: int) -> TrainedModule | None:
+        """What is trained beside the adapters in a stage."""
+
+    def training(self, task: AnyTask, seed: int) -> TrainingData:
+        """The task's training samples; `seed` fixes what is drawn at random."""
+
+    def measured(self, task: AnyTask) -> TrainingData:
+        """The same samples without anything random."""
 
     def collate(self, samples: list[dict[str, Any]], *, with_index: bool = True) -> dict[str, torch.Tensor]:
         """A training batch; `with_index=False` leaves out what the model does not take."""
 
-    def questions(self, task: TaskConfig) -> list[QuestionRecord]:
-        """The task's questions in the split that the run evaluates on."""
-
     def answer(
         self,
         model: PreTrainedModel,
-        task: TaskConfig,
+        stage: int,
+        task: AnyTask,
         questions: Sequence[QuestionRecord],
         world: World,
         progress: Callable[[int, int], None],
     ) -> list[str]:
-        """The model's answer to each question, on every rank."""
+        """The answer of the model after `stage` to each question of a task, on every rank."""
 
 
-def samples_of(config: RunConfig, family: ModelFamily) -> Samples:
-    """The samples of a run's tasks for its model."""
+def samples_of(config: RunConfig) -> Samples:
+    """The samples of a run's tasks for its model.
+
+    Raises:
+        InputError: a model of another kind than the tasks, or a checkpoint that cannot be read.
+    """
     from llava_cl.pipeline.conversations import Conversations
+    from llava_cl.pipeline.image_classes import ImageClasses
 
-    return Conversations(config, family)
+    classes = isinstance(config.benchmark.tasks[0], ClassTaskConfig)
+    return ImageClasses(config) if classes else Conversations(config)

@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llava_cl.config import EvaluationConfig, RunConfig, TaskConfig
+from llava_cl.config import AnyTask, EvaluationConfig, RunConfig, TaskConfig
 from llava_cl.data import QuestionRecord, load_caption_references, load_question_records
 from llava_cl.evaluation.scorers import SCORERS, ScoreResult, score
+from llava_cl.pipeline.task_data import evaluation_files, read_questions
 from llava_cl.store import StageDirectory, read_jsonl, write_json
 
 
@@ -24,14 +25,7 @@ def answers_step(task: str) -> str:
     return f"evaluate-{task}"
 
 
-def evaluation_files(task: TaskConfig, evaluation: EvaluationConfig) -> tuple[str, str | None]:
-    """Question and reference file of the split that is evaluated; a task without validation has its test split."""
-    if evaluation.split == "validation" and task.validation is not None:
-        return task.validation, task.validation_references
-    return task.test, task.references
-
-
-def task_scorer(task: TaskConfig, evaluation: EvaluationConfig) -> str:
+def task_scorer(task: AnyTask, evaluation: EvaluationConfig) -> str:
     """Name of the scorer of a task: its own, or what the evaluation asks for in place of the COCO caption metrics."""
     return evaluation.caption_scorer if task.scorer == "caption" else task.scorer
 
@@ -42,18 +36,19 @@ def score_stage(config: RunConfig, directory: StageDirectory) -> None:
     Raises:
         InputError: predictions or references that do not match the questions.
     """
-    scores = {task.name: score_predictions(config, directory, task) for task in config.benchmark.evaluated}
+    tasks = config.benchmark.evaluated_after(directory.stage)
+    scores = {task.name: score_predictions(config, directory, task) for task in tasks}
     write_json(directory.scores, {"scores": scores})
 
 
-def score_predictions(config: RunConfig, directory: StageDirectory, task: TaskConfig) -> dict[str, Any]:
+def score_predictions(config: RunConfig, directory: StageDirectory, task: AnyTask) -> dict[str, Any]:
     """The score of a task's recorded predictions at a stage, its parts, and credits by question.
 
     Raises:
         InputError: predictions or references that do not match the questions.
     """
-    question_file, reference_file = evaluation_files(task, config.evaluation)
-    questions = load_question_records(config.data_root / question_file)
+    questions = read_questions(config, task)
+    reference_file = evaluation_files(task, config.evaluation)[1] if isinstance(task, TaskConfig) else None
     references = load_caption_references(config.data_root / reference_file) if reference_file else None
     answers = read_jsonl(predictions_file(directory, task.name))
     scorer = task_scorer(task, config.evaluation)
@@ -65,7 +60,7 @@ def score_predictions(config: RunConfig, directory: StageDirectory, task: TaskCo
 
 
 def score_files(
-    task: TaskConfig, questions: Path, answers: Path, references: Path | None, scorer: str | None = None
+    task: AnyTask, questions: Path, answers: Path, references: Path | None, scorer: str | None = None
 ) -> dict[str, Any]:
     """Scores one task's predictions from files alone.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from llava_cl.config import TaskConfig
+from llava_cl.config import AnyTask
 from llava_cl.data import measurement_indices
 from llava_cl.distributed import exchange_tensors, full_precision_matmul, local_share
 from llava_cl.errors import RunError
@@ -23,6 +23,7 @@ from llava_cl.models import LinearTarget
 from llava_cl.pipeline.bases import load_bases, save_columns
 from llava_cl.pipeline.job import Job
 from llava_cl.pipeline.scoring import answers_step, predictions_file, score_stage
+from llava_cl.pipeline.task_data import read_questions
 from llava_cl.store import load_tensors, save_tensors, write_jsonl
 from llava_cl.training.adapters import attach, collect, save_adapter
 from llava_cl.training.statistics import Statistics, measure
@@ -52,6 +53,7 @@ def protect_base(job: Job, method: Method, stage: int) -> list[Path]:
 def initialise(job: Job, method: Method, stage: int) -> list[Path]:
     """Measures what the method asks for on the model before the task, and starts the LoRA factors from it."""
     model = job.load_model(stage - 1)
+    job.begin(model, stage)
     targets, owners = job.family.linear_targets(model), job.owners(model)
     statistics = _measure(job, model, stage, "measure", method.before, owners)
     report = job.progress.step(stage, "initialise")
@@ -92,9 +94,11 @@ def learn(job: Job, method: Method, stage: int) -> list[Path]:
     deepspeed = deepspeed_config(config.distributed.deepspeed, job.world.device)
     # ZeRO-3 takes the model apart itself when its engine starts; until then it is better held in host memory.
     model = job.load_model(stage - 1, device=torch.device("cpu") if zero_stage(deepspeed) == 3 else None)
+    job.begin(model, stage)
     stored = load_tensors(directory.initial_factors)[0]
     factors = {name: LoraFactors(stored[f"{name}.a"], stored[f"{name}.b"]) for name in job.family.linear_targets(model)}
-    projector = job.family.projector_prefix() if config.training.projector_learning_rate else None
+    beside = job.samples.beside(stage)
+    projector = beside.name if beside else None
     adapted = attach(
         model,
         factors,
@@ -103,18 +107,19 @@ def learn(job: Job, method: Method, stage: int) -> list[Path]:
         projector=projector,
         fp32_adapters=deepspeed is None,
     )
-    data = job.samples.training(config.task(stage))
+    dataset, lengths, set_epoch = job.samples.training(config.task(stage), job.seed(stage, "augment"))
     with job.timed("train"):
         rows = train(
             adapted,
-            data.dataset,
-            data.lengths,
+            dataset,
+            lengths,
             lambda samples: job.samples.collate(samples, with_index=False),
             config,
-            TrainingPlan.of(config, stage, job.seed(stage, "train")),
+            TrainingPlan.of(config, stage, job.seed(stage, "train"), beside.learning_rate if beside else None),
             deepspeed=deepspeed,
             world=job.world,
             folder=directory.checkpoints,
+            set_epoch=set_epoch,
             progress=report,
         )
     tensors = collect(adapted, factors, projector)
@@ -150,10 +155,10 @@ def protect(job: Job, method: Method, stage: int) -> list[Path]:
 
 def evaluate(job: Job, method: Method, stage: int) -> list[Path]:
     """Answers the questions of every task and probe."""
-    return answer(job, stage, job.config.benchmark.evaluated)
+    return answer(job, stage, job.config.benchmark.evaluated_after(stage))
 
 
-def answer(job: Job, stage: int, tasks: Sequence[TaskConfig]) -> list[Path]:
+def answer(job: Job, stage: int, tasks: Sequence[AnyTask]) -> list[Path]:
     """Answers the questions of tasks; those whose predictions are recorded are not asked again."""
     directory = job.stage(stage)
     files = [predictions_file(directory, task.name) for task in tasks]
@@ -163,10 +168,10 @@ def answer(job: Job, stage: int, tasks: Sequence[TaskConfig]) -> list[Path]:
             continue
         if model is None:
             model = job.load_model(stage)
-        questions = job.samples.questions(task)
+        questions = read_questions(job.config, task)
         report = job.progress.step(stage, f"evaluate {task.name}")
         with job.timed("evaluate"):
-            texts = job.samples.answer(model, task, questions, job.world, report)
+            texts = job.samples.answer(model, stage, task, questions, job.world, report)
         cost = job.take_cost()
         if job.world.is_main:
             rows = [
@@ -212,7 +217,8 @@ def _measure(
     if not wanted:
         return Statistics()
     task = job.config.task(stage)
-    dataset, lengths = job.samples.training(task)
+    job.samples.choose(model, stage)
+    dataset, lengths, _ = job.samples.measured(task)
     indices = measurement_indices(len(lengths), job.config.measurement.ratio)
     indices = sorted(indices, key=lambda index: (abs(lengths[index]), index))
     size = job.config.measurement.batch_size
@@ -230,6 +236,8 @@ def _measure(
             wanted=wanted,
             owners=owners,
             world=job.world,
+            entries=job.family.entries(model),
+            token_mask=job.family.token_mask,
             progress=lambda done: report(done, total),
         )
     if statistics.skipped:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from llava_cl.pipeline.preflight import TaskData
+from llava_cl.pipeline.data_checks import TaskData
 from llava_cl.report.load import Metrics, parse_metrics
 from llava_cl.report.text import METRICS, mean, metric, percent
 

@@ -154,7 +154,7 @@ def combine(folders: Sequence[Path], folder: Path) -> None:
 
 
 def replay(model: PreTrainedModel, folders: Sequence[Path]) -> None:
-    """Adds the stored deltas of earlier stages to a base model and installs the last stored projector.
+    """Adds the stored deltas of earlier stages to a base model and installs the modules trained beside them.
 
     All deltas of a weight are summed in fp32 with the base weight and rounded to its dtype once.
 
@@ -185,11 +185,10 @@ def replay(model: PreTrainedModel, folders: Sequence[Path]) -> None:
                     b = tensors[f"{_PREFIX}{name}.lora_B.weight"].to(weight.device)
                     total = total.addmm(b, a, alpha=metadata["scale"])
             weight.copy_(total)
-        for tensors, metadata in reversed(adapters):
+        for tensors, metadata in adapters:
             if metadata["projector"]:
                 for name in _below(metadata["projector"], parameters):
                     parameters[name].copy_(tensors[_PREFIX + name])
-                break
 
 
 def _below(module: str, parameters: Mapping[str, nn.Parameter]) -> list[str]:

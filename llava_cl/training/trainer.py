@@ -36,12 +36,14 @@ class TrainingPlan:
     epochs: int
     learning_rate: float
     seed: int
+    beside_learning_rate: float | None = None
+    """Of the module that is trained whole beside the adapters."""
 
     @classmethod
-    def of(cls, config: RunConfig, stage: int, seed: int) -> TrainingPlan:
+    def of(cls, config: RunConfig, stage: int, seed: int, beside_learning_rate: float | None) -> TrainingPlan:
         """The plan of a stage."""
         task = config.task(stage).name
-        return cls(config.epochs(task), config.learning_rate(task), seed)
+        return cls(config.epochs(task), config.learning_rate(task), seed, beside_learning_rate)
 
 
 def deepspeed_config(path: Path | None, device: torch.device) -> dict[str, Any] | None:
@@ -68,7 +70,7 @@ def zero_stage(deepspeed: dict[str, Any] | None) -> int:
 
 
 class StageTrainer(Trainer):
-    """The Trainer over our own sampler, with one learning rate for adapters and one for the projector."""
+    """The Trainer over our own sampler, with a learning rate of its own for what is trained beside the adapters."""
 
     def __init__(
         self,
@@ -78,7 +80,8 @@ class StageTrainer(Trainer):
         dataset: Dataset,
         sampler: GlobalBatchSampler,
         collate: Callable[..., Any],
-        projector_learning_rate: float | None,
+        training: TrainingConfig,
+        beside_learning_rate: float | None,
         callbacks: list[TrainerCallback],
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate, callbacks=callbacks)
@@ -87,7 +90,8 @@ class StageTrainer(Trainer):
         # which shows no such argument.
         self.model_accepts_loss_kwargs = True
         self._sampler = sampler
-        self._projector_learning_rate = projector_learning_rate
+        self._training = training
+        self._beside_learning_rate = beside_learning_rate
 
     def get_train_dataloader(self) -> DataLoader:
         """This rank's micro-batches; not prepared by accelerate, which would share them out again."""
@@ -101,18 +105,18 @@ class StageTrainer(Trainer):
         )
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW over two groups: adapters at the stage's learning rate, the projector at its own."""
+        """AdamW over two groups: adapters at the stage's learning rate, what is beside them at its own."""
         if self.optimizer is None:
             adapters: list[torch.nn.Parameter] = []
-            projector: list[torch.nn.Parameter] = []
+            beside: list[torch.nn.Parameter] = []
             trained = self.model if model is None else model
             assert trained is not None
             for name, parameter in trained.named_parameters():
                 if parameter.requires_grad:
-                    (projector if "modules_to_save" in name.split(".") else adapters).append(parameter)
+                    (beside if "modules_to_save" in name.split(".") else adapters).append(parameter)
             groups: list[dict[str, Any]] = [{"params": adapters, "lr": self.args.learning_rate}]
-            if projector:
-                groups.append({"params": projector, "lr": self._projector_learning_rate})
+            if beside:
+                groups.append({"params": beside, "lr": self._beside_learning_rate})
             self.optimizer = torch.optim.AdamW(
                 groups,
                 lr=self.args.learning_rate,
@@ -122,18 +126,42 @@ class StageTrainer(Trainer):
             )
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The scheduler that the configuration names; transformers' own, or one of torch's."""
+        optimizer = self.optimizer if optimizer is None else optimizer
+        assert optimizer is not None
+        made: Any
+        if self._training.scheduler == "steps":
+            milestones = [round(share * num_training_steps) for share in self._training.milestones]
+            made = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+        elif self._training.scheduler == "one_cycle":
+            rates = [group["lr"] for group in optimizer.param_groups]
+            made = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, num_training_steps)
+        else:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = made
+        return made
+
 
 class _Watch(TrainerCallback):
     """Tells the sampler the epoch, reports progress, stops on a bad loss, and marks resume points complete."""
 
-    def __init__(self, sampler: GlobalBatchSampler, progress: Callable[[int, int], None], world: World) -> None:
+    def __init__(
+        self,
+        sampler: GlobalBatchSampler,
+        set_epoch: Callable[[int], None],
+        progress: Callable[[int, int], None],
+        world: World,
+    ) -> None:
         self._sampler = sampler
+        self._set_epoch = set_epoch
         self._progress = progress
         self._world = world
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # Not every transformers 5 does so itself in the epoch in which training is resumed.
         self._sampler.set_epoch(int(state.epoch or 0))
+        self._set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._progress(state.global_step, state.max_steps)
@@ -197,7 +225,8 @@ def training_arguments(
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
         warmup_steps=math.ceil(training.warmup_ratio * steps),
-        lr_scheduler_type=training.scheduler,
+        # Those of torch are made by StageTrainer.
+        lr_scheduler_type="constant" if training.scheduler in ("steps", "one_cycle") else training.scheduler,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,
@@ -234,6 +263,7 @@ def train(
     world: World,
     folder: Path,
     progress: Callable[[int, int], None],
+    set_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> list[dict[str, float]]:
     """Trains one stage, from its newest resume point if there is one.
 
@@ -248,6 +278,7 @@ def train(
         world: the process group.
         folder: scratch folder of the Trainer.
         progress: called with steps done and steps in all.
+        set_epoch: called with each epoch before its samples are asked for.
 
     Returns:
         One row for each optimizer step: step, epoch, loss, learning_rate, grad_norm.
@@ -275,8 +306,9 @@ def train(
         dataset=dataset,
         sampler=sampler,
         collate=collate,
-        projector_learning_rate=training.projector_learning_rate,
-        callbacks=[_Watch(sampler, progress, world)],
+        training=training,
+        beside_learning_rate=plan.beside_learning_rate,
+        callbacks=[_Watch(sampler, set_epoch, progress, world)],
     )
     resume = None
     if world.is_main:

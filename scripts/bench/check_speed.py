@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from llava_cl.config import load_config
-from llava_cl.pipeline.preflight import check_records, check_setup
+from llava_cl.pipeline.data_checks import check_records
+from llava_cl.pipeline.preflight import check_setup
 
 ROOT = Path(__file__).parents[2]
 DIFFERENT = 100

@@ -23,10 +23,10 @@ ROOT = Path(__file__).parents[2]
 STREAMS = ("ucit", "dcl")
 GRIDS = {
     "sequential": (2e-4, 5e-4, 1e-3, 2e-3),
-    "ablation_random_frozen": (1e-3, 2e-3),
-    "ablation_unprotected": (5e-4, 1e-3),
+    "ablation_random_frozen": (1e-3, 2e-3, 5e-3),
+    "ablation_unprotected": (2e-4, 5e-4, 1e-3, 2e-3),
     "keeplora": (1e-3, 2e-3, 5e-3),
-    "keeplora_feature": (2e-3, 5e-3),
+    "keeplora_feature": (1e-3, 2e-3, 5e-3, 1e-2),
 }
 METRICS = ("MFT", "MFN", "MAA", "BWT", "Retention")
 SELECTION_SEED = 100

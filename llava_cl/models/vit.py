@@ -1,0 +1,165 @@
+"""ViT with one linear head for each task, on transformers' own implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, ViTConfig, ViTForImageClassification, ViTModel
+
+from llava_cl.config import ClassTaskConfig, ModelConfig
+from llava_cl.errors import InputError
+from llava_cl.models import vit_timm
+from llava_cl.models.classes import class_loss
+from llava_cl.models.contract import ImageSpec, LinearTarget
+from llava_cl.models.reading import complain, normalisation, read_config, read_model
+from llava_cl.store import read_json
+
+_ADAPTED = ("k_proj", "v_proj", "key", "value")  # transformers 5 has used both pairs of names
+_HEAD_STD = 0.02
+
+
+class VitClassifier(PreTrainedModel):
+    """A ViT whose class token is read by the heads of a stream's tasks."""
+
+    config_class = ViTConfig
+
+    def __init__(self, config: ViTConfig, vit: ViTModel) -> None:
+        super().__init__(config)
+        self.vit = vit
+        self.heads = nn.ModuleList()
+        self.task = 0
+        self.temperature = 1.0
+
+    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The class token after the last layer norm `[images, width]`."""
+        return self.vit(pixel_values=pixel_values.to(self.vit.dtype)).last_hidden_state[:, 0]
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        per_sample: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """The loss over the classes of the task that is learned; see `class_loss`."""
+        logits = self.heads[self.task](self.features(pixel_values))
+        return {"loss": class_loss(logits / self.temperature, labels, num_items_in_batch, per_sample=per_sample)}
+
+
+class Vit:
+    """ViT in the layout of transformers or of timm (see `llava_cl.models.contract.ClassifierFamily`)."""
+
+    layouts: tuple[str, ...] = ("hf",)
+    zero_shot = False
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        file = config.path / "config.json"
+        self._timm = file.is_file() and vit_timm.is_timm(read_json(file))
+        if self._timm:
+            self._architecture: Any = vit_timm.architecture(config.path)
+        else:
+            read_config(config, ("vit",))
+            self._architecture = AutoConfig.from_pretrained(config.path, local_files_only=True)
+
+    def folders(self) -> list[Path]:
+        """The checkpoint's folder."""
+        return [self._config.path]
+
+    def image_spec(self) -> ImageSpec:
+        """Size, mean and standard deviation of the checkpoint."""
+        mean, std = vit_timm.normalisation(self._config.path) if self._timm else normalisation(self._config.path)
+        return ImageSpec(self._architecture.image_size, mean, std)
+
+    def skeleton(self) -> VitClassifier:
+        """The model without memory for its weights."""
+        with torch.device("meta"):
+            return VitClassifier(self._architecture, ViTModel(self._architecture, add_pooling_layer=False))
+
+    def load(self, device: torch.device) -> VitClassifier:
+        """The base model on `device`, frozen, without heads.
+
+        Raises:
+            InputError: the weights are missing or damaged, or do not fit the architecture key by key.
+        """
+        options = {"state_dict": vit_timm.weights(self._config.path)} if self._timm else {}
+        vit, problems = read_model(
+            ViTModel, self._config.path, self._config, config=self._architecture, add_pooling_layer=False, **options
+        )
+        # What published checkpoints have beyond the blocks is for their own task.
+        problems["unexpected_keys"] = [
+            key for key in problems["unexpected_keys"] if not key.startswith(("pooler.", "classifier."))
+        ]
+        complain(self._config.path, problems)
+        model = VitClassifier(self._architecture, vit)
+        model.requires_grad_(False)
+        return model.eval().to(device)
+
+    def linear_targets(self, model: Any) -> dict[str, LinearTarget]:
+        """Key and value projection of every block (SplitLoRA, ICLR 2026)."""
+        targets = {}
+        for name, module in model.vit.named_modules(prefix="vit"):
+            if isinstance(module, nn.Linear) and name.rpartition(".")[2] in _ADAPTED:
+                targets[name] = LinearTarget(module, f"{name.rpartition('.')[0]}.input")
+        return targets
+
+    def entries(self, model: Any) -> list[nn.Module]:
+        """Patch and position embeddings."""
+        return [model.vit.embeddings]
+
+    def token_mask(self, batch: dict[str, torch.Tensor], source: str) -> torch.Tensor:
+        """All tokens of the images that are no padding."""
+        return batch["index"] >= 0
+
+    def install(self, model: Any, tasks: Sequence[ClassTaskConfig]) -> None:
+        """Adds a head of zeros for each task."""
+        width, parameter = self._architecture.hidden_size, next(model.vit.parameters())
+        for task in tasks:
+            head = nn.Linear(width, len(task.classes), device=parameter.device, dtype=parameter.dtype)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+            model.heads.append(head.requires_grad_(False))
+
+    def learn(self, model: Any, task: int, temperature: float) -> None:
+        """The labels are positions in the task's classes."""
+        model.task, model.temperature = task, temperature
+
+    def head(self, task: int) -> str:
+        """The task's own linear."""
+        return f"heads.{task}"
+
+    def start_head(self, model: Any, task: int, generator: torch.Generator) -> None:
+        """Normal weights of standard deviation 0.02, no bias (as timm starts a head)."""
+        head = model.heads[task]
+        drawn = torch.empty(head.weight.shape).normal_(0, _HEAD_STD, generator=generator)
+        with torch.no_grad():
+            head.weight.copy_(drawn)
+            head.bias.zero_()
+
+    def logits(self, model: Any, pixel_values: torch.Tensor, tasks: Sequence[int]) -> torch.Tensor:
+        """Scores of all classes of the tasks, head after head."""
+        features = model.features(pixel_values)
+        return torch.cat([model.heads[task](features) for task in tasks], dim=1).float()
+
+    def save(self, model: Any, folder: Path, layout: str) -> None:
+        """Writes transformers' classifier over the classes of all tasks that were learned.
+
+        Raises:
+            InputError: no task was learned yet.
+        """
+        heads = [head for head in model.heads if head.weight.any()]
+        if not heads:
+            raise InputError("the base model has no head to export; give a stage from 1.")
+        weight = torch.cat([head.weight for head in heads])
+        config = self._architecture.__class__(**{**self._architecture.to_dict(), "num_labels": len(weight)})
+        whole: Any = ViTForImageClassification(config)
+        whole.to(weight.dtype)
+        whole.vit.load_state_dict(model.vit.state_dict())
+        with torch.no_grad():
+            whole.classifier.weight.copy_(weight)
+            whole.classifier.bias.copy_(torch.cat([head.bias for head in heads]))
+        whole.save_pretrained(folder)

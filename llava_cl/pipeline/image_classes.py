@@ -1,0 +1,113 @@
+"""Tasks of image classes: pictures in a folder for each class, to be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from llava_cl.config import AnyTask, ClassTaskConfig, RunConfig
+from llava_cl.data import (
+    Augmented,
+    ClassDataset,
+    ClassRecord,
+    Plain,
+    QuestionRecord,
+    collate_images,
+    load_class_records,
+)
+from llava_cl.distributed import World
+from llava_cl.evaluation.predict import predict
+from llava_cl.models import ClassifierFamily, classifier_family
+from llava_cl.pipeline.samples import TrainedModule, TrainingData
+from llava_cl.pipeline.task_data import evaluation_folder
+
+
+class ImageClasses:
+    """Samples of tasks of classes for a model that tells them (see `llava_cl.pipeline.samples.Samples`)."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self.family: ClassifierFamily = classifier_family(config.model)
+        self._tasks = [task for task in config.benchmark.evaluated if isinstance(task, ClassTaskConfig)]
+        spec, images = self.family.image_spec(), config.images
+        self._plain = Plain(spec.size, images.resize or spec.size, images.interpolation, spec.mean, spec.std)
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Heads or prompts of all tasks."""
+        self.family.install(model, self._tasks)
+
+    def choose(self, model: PreTrainedModel, stage: int) -> None:
+        """Labels are positions in the task's classes."""
+        self.family.learn(model, stage - 1, self._config.training.temperature)
+
+    def begin(self, model: PreTrainedModel, stage: int, generator: torch.Generator) -> None:
+        """Draws the task's head."""
+        self.family.start_head(model, stage - 1, generator)
+
+    def beside(self, stage: int) -> TrainedModule | None:
+        """The task's head, if the model has heads."""
+        head, training = self.family.head(stage - 1), self._config.training
+        rate = training.head_learning_rate or self._config.learning_rate(self._config.task(stage).name)
+        return TrainedModule(head, rate) if head else None
+
+    def training(self, task: AnyTask, seed: int) -> TrainingData:
+        """Pictures of the training split, augmented where that is configured."""
+        spec, images = self.family.image_spec(), self._config.images
+        if images.augment is None:
+            return self.measured(task)
+        augmented = Augmented(images.augment, spec.size, images.interpolation, spec.mean, spec.std, seed)
+
+        def set_epoch(epoch: int) -> None:
+            augmented.epoch = epoch
+
+        return self._data(task, augmented)._replace(set_epoch=set_epoch)
+
+    def measured(self, task: AnyTask) -> TrainingData:
+        """Pictures of the training split as they are evaluated."""
+        return self._data(task, self._plain)
+
+    def _data(self, task: AnyTask, transform: Plain | Augmented) -> TrainingData:
+        assert isinstance(task, ClassTaskConfig) and task.train is not None
+        folder = self._config.data_root / task.train
+        records = load_class_records(folder, task.classes)
+        return TrainingData(ClassDataset(records, folder, transform), [1] * len(records))
+
+    def collate(self, samples: list[dict[str, Any]], *, with_index: bool = True) -> dict[str, torch.Tensor]:
+        """A batch of pictures."""
+        batch = collate_images(samples)
+        if not with_index:
+            del batch["index"]
+        return batch
+
+    def answer(
+        self,
+        model: PreTrainedModel,
+        stage: int,
+        task: AnyTask,
+        questions: Sequence[QuestionRecord],
+        world: World,
+        progress: Callable[[int, int], None],
+    ) -> list[str]:
+        """The class with the highest score, among the task's own or among all seen so far."""
+        assert isinstance(task, ClassTaskConfig)
+        config = self._config
+        tasks = range(stage) if config.benchmark.evaluate == "seen" else [self._tasks.index(task)]
+        names = [name for number in tasks for name in self._tasks[number].classes]
+        folder = config.data_root / evaluation_folder(task, config.evaluation)
+        dataset = ClassDataset([ClassRecord(str(question.id), 0) for question in questions], folder, self._plain)
+
+        def classify(samples: list[dict[str, Any]]) -> list[str]:
+            pixels = collate_images(samples)["pixel_values"].to(world.device)
+            return [names[best] for best in self.family.logits(model, pixels, tasks).argmax(dim=1).tolist()]
+
+        return predict(
+            classify,
+            dataset,
+            [1] * len(questions),
+            batch_size=config.evaluation.batch_size,
+            world=world,
+            progress=progress,
+        )

@@ -1,0 +1,76 @@
+"""Where the data of a run's tasks lie, their fingerprint, and the questions that are evaluated; no model is needed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from llava_cl.config import AnyTask, ClassTaskConfig, EvaluationConfig, RunConfig, TaskConfig
+from llava_cl.data import QuestionRecord, load_class_records, load_question_records
+from llava_cl.store.fingerprint import fingerprint_files
+
+_IMAGE_FIELDS = {TaskConfig: ("images",), ClassTaskConfig: ("train", "test", "validation")}
+
+
+def data_files(config: RunConfig) -> list[Path]:
+    """Every JSON file that the run reads."""
+    return _paths(config, folders=False)
+
+
+def image_folders(config: RunConfig) -> list[Path]:
+    """Every folder of images that the run reads from."""
+    return _paths(config, folders=True)
+
+
+def _paths(config: RunConfig, *, folders: bool) -> list[Path]:
+    names = {
+        name
+        for task in config.benchmark.evaluated
+        for field, name in task.paths().items()
+        if (field in _IMAGE_FIELDS[type(task)]) == folders
+    }
+    return sorted(config.data_root / name for name in names)
+
+
+def fingerprint_data(config: RunConfig) -> dict[str, str]:
+    """SHA-256 of each JSON file, and for tasks of classes of the names and sizes of each split's images.
+
+    Raises:
+        InputError: what is missing.
+    """
+    found = fingerprint_files(data_files(config), config.data_root)
+    for task in config.benchmark.evaluated:
+        if isinstance(task, ClassTaskConfig):
+            for name in task.paths().values():
+                found[f"{task.name}: {name}"] = _listing(config.data_root / name, task.classes)
+    return found
+
+
+def _listing(folder: Path, classes: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for record in load_class_records(folder, classes):
+        digest.update(f"{record.id}\0{(folder / record.id).stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def evaluation_folder(task: ClassTaskConfig, evaluation: EvaluationConfig) -> str:
+    """The folder of the split that is evaluated; a task without validation has its test split."""
+    return task.validation if evaluation.split == "validation" and task.validation is not None else task.test
+
+
+def evaluation_files(task: TaskConfig, evaluation: EvaluationConfig) -> tuple[str, str | None]:
+    """Question and reference file of the split that is evaluated; a task without validation has its test split."""
+    if evaluation.split == "validation" and task.validation is not None:
+        return task.validation, task.validation_references
+    return task.test, task.references
+
+
+def read_questions(config: RunConfig, task: AnyTask) -> list[QuestionRecord]:
+    """The questions of a task in the split that is evaluated; those of classes have the class's name as answer."""
+    if isinstance(task, TaskConfig):
+        return load_question_records(config.data_root / evaluation_files(task, config.evaluation)[0])
+    folder = config.data_root / evaluation_folder(task, config.evaluation)
+    return [
+        QuestionRecord(record.id, (record.id,), "", task.classes[record.label])
+        for record in load_class_records(folder, task.classes)
+    ]
