@@ -185,13 +185,14 @@ class BenchmarkConfig(_Section):
 class ModelConfig(_Section):
     """The pretrained model that the stream starts from.
 
-    `vision_tower` is needed only where a checkpoint of LLaVA's own layout does not find its tower by itself.
+    `vision_tower` is needed only where a checkpoint of LLaVA's own layout does not find its tower by itself. `dtype` is
+    what the run computes in; "auto", the checkpoint's own, is for exports alone.
     """
 
     family: str = "llava"
     path: Path
     vision_tower: Path | None = None
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "auto"] = "bfloat16"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
 
 

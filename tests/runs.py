@@ -41,10 +41,16 @@ def write_config(folder: Path, content: dict[str, Any]) -> Path:
     return file
 
 
-def run_here(config: RunConfig, output: Path, watcher: Silent | None = None) -> dict[str, Any]:
+def run_here(
+    config: RunConfig, output: Path, watcher: Silent | None = None, *, until: int | None = None
+) -> dict[str, Any]:
     """Runs a stream in this process on one rank; returns the metrics."""
     return execute(
-        config, Launch(output), watcher or Silent(), after_stage=lambda run: None, run_stage=stage_runner(config)
+        config,
+        Launch(output, until=until),
+        watcher or Silent(),
+        after_stage=lambda run: None,
+        run_stage=stage_runner(config),
     )
 
 

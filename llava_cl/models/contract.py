@@ -65,6 +65,8 @@ class ModelFamily(Protocol):
     def load(self, device: torch.device) -> PreTrainedModel:
         """The untouched base model on `device` in evaluation mode, all parameters frozen.
 
+        On the meta device keys and shapes of the checkpoint are compared with the architecture, and nothing is kept.
+
         Called as `model(**batch)` on a collated batch with `labels [batch, length]` it returns an object with
         `loss`: the sum of token cross-entropies over `num_items_in_batch` (default: the batch's own count of
         supervised tokens), or with `per_sample=True` the sum over samples of each sample's mean.

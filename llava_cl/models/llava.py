@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+import torch
+from transformers import (
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from llava_cl.models import llava_original as original
 from llava_cl.models.contract import TokenImages
@@ -38,6 +45,13 @@ class Llava(VisionLanguageFamily):
         """The checkpoint's folder, and in the original layout that of its vision tower."""
         return [self._config.path, *([self._tower] if self._tower else [])]
 
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer; LLaVA pads with the unknown token, which not every checkpoint says."""
+        tokenizer = super().tokenizer()
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.unk_token
+        return tokenizer
+
     def image_spec(self) -> TokenImages:
         """Size, mean and std of the checkpoint's image processor; one token for each patch."""
         vision = self._architecture.vision_config
@@ -52,17 +66,17 @@ class Llava(VisionLanguageFamily):
             token_id=self._architecture.image_token_index,
         )
 
-    def _load(self) -> PreTrainedModel:
+    def _load(self, device: torch.device) -> PreTrainedModel:
         folder, tower = self._config.path, self._tower
         mapping = original.KEY_MAPPING if tower else None
         model, problems = read_model(
-            self.model_class, folder, self._config, config=self._architecture, key_mapping=mapping
+            self.model_class, folder, self._config, device, config=self._architecture, key_mapping=mapping
         )
         vision = dict(model.model.vision_tower.named_parameters(prefix="model.vision_tower"))
         if tower and vision.keys() <= set(problems.get("missing_keys", ())):
             # The layout's checkpoints that were trained further may hold the tower themselves.
             config = self._architecture.vision_config
-            model.model.vision_tower, beside = read_model(CLIPVisionModel, tower, self._config, config=config)
+            model.model.vision_tower, beside = read_model(CLIPVisionModel, tower, self._config, device, config=config)
             problems["missing_keys"] = set(problems["missing_keys"]) - vision.keys()
             # A whole CLIP has a text tower, too.
             beside["unexpected_keys"] = [key for key in beside["unexpected_keys"] if key.startswith("vision_model.")]

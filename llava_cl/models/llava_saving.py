@@ -13,7 +13,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from tokenizers import AddedToken
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava_cl.models import llava_original as original
 from llava_cl.models.contract import ImageSpec
@@ -22,6 +22,7 @@ from llava_cl.store import read_json
 _SHARD = "5GB"
 _PROCESSOR = "preprocessor_config.json"
 _SENTENCEPIECE = "tokenizer.model"
+_SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"})
 _PUBLISHED = (
     ("model.language_model.", "language_model.model."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
@@ -74,7 +75,7 @@ def save_transformers(
     tensors = {keys[name]: parameter.detach() for name, parameter in model.named_parameters()}
     save_torch_state_dict(tensors, folder, max_shard_size=_SHARD, metadata={"format": "pt"})
     config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    _consistent(model.generation_config).save_pretrained(folder)
     vision = config.vision_config
     padding = {"image_processor_type": "LlavaImageProcessor", "processor_class": "LlavaProcessor", "do_pad": True}
     _write(folder / _PROCESSOR, {**_clip_processor(images), **padding})
@@ -91,6 +92,14 @@ def save_transformers(
             "num_additional_image_tokens": 1,
         },
     )
+
+
+def _consistent(settings: GenerationConfig) -> GenerationConfig:
+    """The settings; where they say greedy decoding, without those of sampling, which are refused beside it."""
+    content = settings.to_diff_dict()
+    if not settings.do_sample:
+        content = {key: value for key, value in content.items() if key not in _SAMPLING}
+    return GenerationConfig.from_dict(content)
 
 
 def save_original(model: PreTrainedModel, folder: Path, base: Path, images: ImageSpec, *, tower_apart: bool) -> None:

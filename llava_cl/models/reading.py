@@ -56,18 +56,22 @@ def normalisation(folder: Path) -> tuple[tuple[float, float, float], tuple[float
 
 
 def read_model(
-    model_class: type[PreTrainedModel], folder: Path, settings: ModelConfig, **options: Any
+    model_class: type[PreTrainedModel], folder: Path, settings: ModelConfig, device: torch.device, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
     """A model with the weights of a folder, and the keys that do not fit, by kind.
+
+    On the meta device keys and shapes are compared and no weights are kept; on others they are read to host memory.
 
     Raises:
         InputError: the weights are missing or damaged.
     """
+    if device.type == "meta":
+        options["device_map"] = "meta"
     try:
         with _quiet():
             loaded: Any = model_class.from_pretrained(
                 None if "state_dict" in options else folder,
-                dtype=getattr(torch, settings.dtype),
+                dtype=settings.dtype,
                 attn_implementation=settings.attention,
                 local_files_only=True,
                 weights_only=True,

@@ -45,8 +45,8 @@ class SmolVlm(VisionLanguageFamily):
         side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
         return TokenImages(config.vision_config.image_size, mean, std, side * side, config.image_token_id)
 
-    def _load(self) -> PreTrainedModel:
-        model = super()._load()
+    def _load(self, device: torch.device) -> PreTrainedModel:
+        model = super()._load(device)
         mix_in(model.model, _FlatImages)
         return model
 

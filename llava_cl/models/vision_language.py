@@ -68,18 +68,20 @@ class VisionLanguageFamily:
             return build(self._architecture)
 
     def load(self, device: torch.device) -> PreTrainedModel:
-        """The base model on `device`, frozen.
+        """The base model on `device`, frozen; on the meta device its weights are only looked at.
 
         Raises:
             InputError: the weights are missing or damaged, or do not fit the architecture key by key.
         """
-        model = self._load()
+        model = self._load(device)
         supervised(model)
         model.requires_grad_(False)
         return model.eval().to(device)
 
-    def _load(self) -> PreTrainedModel:
-        model, problems = read_model(self.model_class, self._config.path, self._config, config=self._architecture)
+    def _load(self, device: torch.device) -> PreTrainedModel:
+        model, problems = read_model(
+            self.model_class, self._config.path, self._config, device, config=self._architecture
+        )
         complain(self._config.path, problems)
         return model
 

@@ -26,6 +26,8 @@ class VitClassifier(PreTrainedModel):
     """A ViT whose class token is read by the heads of a stream's tasks."""
 
     config_class = ViTConfig
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
 
     def __init__(self, config: ViTConfig, vit: ViTModel) -> None:
         super().__init__(config)
@@ -81,14 +83,20 @@ class Vit:
             return VitClassifier(self._architecture, ViTModel(self._architecture, add_pooling_layer=False))
 
     def load(self, device: torch.device) -> VitClassifier:
-        """The base model on `device`, frozen, without heads.
+        """The base model on `device`, frozen, without heads; on the meta device its weights are only looked at.
 
         Raises:
             InputError: the weights are missing or damaged, or do not fit the architecture key by key.
         """
         options = {"state_dict": vit_timm.weights(self._config.path)} if self._timm else {}
         vit, problems = read_model(
-            ViTModel, self._config.path, self._config, config=self._architecture, add_pooling_layer=False, **options
+            ViTModel,
+            self._config.path,
+            self._config,
+            device,
+            config=self._architecture,
+            add_pooling_layer=False,
+            **options,
         )
         # What published checkpoints have beyond the blocks is for their own task.
         problems["unexpected_keys"] = [

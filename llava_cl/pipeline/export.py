@@ -31,7 +31,8 @@ def export(path: Path, stage: int, folder: Path, layout: str) -> None:
     Raises:
         InputError: a stage that has not been trained or was changed since, a folder that exists, an unknown layout.
     """
-    config = recorded_config(path)
+    # In the base's own precision, whatever that of the run was.
+    config = recorded_config(path, ["model.dtype=auto"])
     run = RunDirectory(path, [task.name for task in config.benchmark.tasks])
     job = Job(config, run, World(0, 1, torch.device("cpu")), ProgressWriter(None))
     layouts = (*job.family.layouts, PEFT)
@@ -54,8 +55,11 @@ def export(path: Path, stage: int, folder: Path, layout: str) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    if layout == PEFT:
-        combine([run.stage(number).adapter for number in range(1, stage + 1)], partial)
-    else:
-        job.family.save(job.load_model(stage), partial, layout)
-    partial.rename(folder)
+    try:
+        if layout == PEFT:
+            combine([run.stage(number).adapter for number in range(1, stage + 1)], partial)
+        else:
+            job.family.save(job.load_model(stage), partial, layout)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,9 @@ _GRACE_SECONDS = 20
 _WORKER = "llava_cl.pipeline.worker"
 _PR_SET_PDEATHSIG = 1
 _RUN_PID = "LLAVA_CL_RUN_PID"
+_ROOT_CAUSE = re.compile(
+    r"^\s*rank\s*:\s*(?P<rank>\d+).*?^\s*exitcode\s*:\s*(?P<exitcode>-?\d+)", re.DOTALL | re.MULTILINE
+)
 
 
 def die_with_parent() -> None:
@@ -141,6 +145,7 @@ def run_job(
         old.unlink()
     progress_file(run).unlink(missing_ok=True)
     with log.open("ab") as stream:
+        log_begin = stream.tell()
         process = subprocess.Popen(
             command(run, stage, ranks=ranks, hostfile=hostfile, tasks=tasks),
             stdout=stream,
@@ -162,15 +167,34 @@ def run_job(
                     process.wait()
     poll()
     if process.returncode:
-        raise _failure(run, stage, process.returncode)
+        raise _failure(run, stage, process.returncode, log_begin)
 
 
-def _failure(run: Path, stage: int, code: int) -> LlavaClError:
-    """The first failure that explains itself; the others are often only the echo of it."""
+def _failure(run: Path, stage: int, code: int, log_begin: int) -> LlavaClError:
+    """The first failure that explains itself, else the rank that a signal ended; the others are only the echo of it."""
     log = log_file(run, stage)
     reports = [read_json(file) for file in log.parent.glob("failure-rank*.json")]
-    if reports:
-        first = min(reports, key=lambda report: (not report["explained"], report["time"]))
+    first = min(reports, key=lambda report: (not report["explained"], report["time"]), default=None)
+    killed = _killed(log, log_begin)
+    if killed is not None and not (first and first["explained"]):
+        rank, name = killed
+        cause = "; the system does so where memory runs out" if name == "SIGKILL" else ""
+        return RunError(f"stage {stage}, rank {rank}: was ended by {name}{cause}. Details: {log}")
+    if first:
         kind = InputError if first["exit_code"] == InputError.exit_code else RunError
         return kind(f"stage {stage}, rank {first['rank']}: {first['message']}\nDetails: {log}")
     return RunError(f"stage {stage}: the job ended with exit code {code} and no rank said why. Details: {log}")
+
+
+def _killed(log: Path, begin: int) -> tuple[int, str] | None:
+    """Rank and signal of the first failure that torchrun's summary at the end of the log tells, if it was a signal."""
+    with log.open("rb") as stream:
+        stream.seek(begin)
+        text = stream.read().decode(errors="replace")
+    summary = text.rpartition("Root Cause")[2] if "Root Cause" in text else ""
+    found = _ROOT_CAUSE.search(summary)
+    if found is None:
+        return None
+    number = -int(found["exitcode"])
+    names = {int(each): each.name for each in signal.Signals}
+    return (int(found["rank"]), names[number]) if number in names else None

@@ -103,7 +103,10 @@ def execute(
             metrics = write_results(config, run)
             after_stage(run)
             watcher.stage_ends(stage, metrics)
-        return write_results(config, run)
+        # Again, since a run can have been killed between a commit and this.
+        metrics = write_results(config, run)
+        after_stage(run)
+        return metrics
 
 
 def evaluate(
@@ -171,7 +174,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
         "data": fingerprint_data(config),
     }
     before = read_json(run.manifest) if run.manifest.is_file() else None
-    if before is None:
+    if before is None or not run.begun:
         check_disk(config, run.path)
         check_records(config, lambda task, done, total: watcher.checking(f"data of {task}") if not total else None)
         write_json(

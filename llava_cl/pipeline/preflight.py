@@ -24,6 +24,8 @@ def check_plan(config: RunConfig, ranks: int) -> None:
         InputError: everything that is wrong, at once.
     """
     problems = list(problems_of(lambda: build_method(config.method), lambda: config.training.micro_batch_for(ranks)))
+    if config.model.dtype == "auto":
+        problems.append("model.dtype: a run computes in float32 or bfloat16; 'auto' is for exports.")
     if (
         config.model.dtype == "bfloat16"
         and config.distributed.deepspeed is None
@@ -47,12 +49,12 @@ def check_plan(config: RunConfig, ranks: int) -> None:
 
 
 def check_setup(config: RunConfig, ranks: int) -> None:
-    """Checks the plan, the model, what scorers need to be installed, and that files and folders are there.
+    """Checks the plan, the model with its weights' names and shapes, scorers' tools, and that files are there.
 
     Raises:
         InputError: everything that is wrong, at once.
     """
-    problems = list(problems_of(lambda: check_plan(config, ranks), lambda: samples_of(config)))
+    problems = list(problems_of(lambda: check_plan(config, ranks), lambda: _check_model(config)))
     for task in config.benchmark.evaluated:
         scorer = SCORERS.get(task_scorer(task, config.evaluation))
         if scorer is not None:
@@ -133,3 +135,8 @@ def required_bytes(config: RunConfig) -> int:
     # A resume point holds the trained tensors with their two moments, and the next is written before it goes.
     resume = 6 * (adapters + projector) if config.training.checkpoint_every else 0
     return (2 * adapters + projector) * len(config.benchmark.tasks) + bases + resume
+
+
+def _check_model(config: RunConfig) -> None:
+    """Looks at everything of the checkpoint but the values of its weights."""
+    samples_of(config).family.load(torch.device("meta"))

@@ -25,7 +25,7 @@ class LiveDisplay:
         self._console = console
         self._total = self._stage = 0
         self._task = self._step = ""
-        self._begin = self._stage_begin = self._line = time.monotonic()
+        self._begin = self._stage_begin = self._step_begin = self._line = time.monotonic()
         self._stage_seconds: list[float] = []
         self._progress = Progress(
             SpinnerColumn(),
@@ -63,17 +63,21 @@ class LiveDisplay:
         label = f"stage {event.stage}/{self._total} {self._task}: {event.step}"
         if event.step != self._step:
             self._step = event.step
+            self._step_begin = time.monotonic()
             self._show(label)
         amount = f"{event.done}/{event.total}" if event.total else ""
+        if event.total and 0 < event.done < event.total:
+            seconds = (time.monotonic() - self._step_begin) / event.done * (event.total - event.done)
+            amount += f", {_clock(seconds)} left"
         if not self._console.is_terminal and time.monotonic() - self._line > _SECONDS_BETWEEN_LINES:
-            self._show(f"{label} {amount}")
+            self._show(f"{label} {amount}{self._left(whole=True)}")
         self._progress.update(
             self._bar,
             description=label,
             total=event.total or None,
             completed=event.done,
             amount=amount,
-            left=self._left(),
+            left=self._left(whole=True),
         )
 
     def stage_ends(self, stage: int, metrics: dict[str, Any]) -> None:
@@ -98,15 +102,15 @@ class LiveDisplay:
         self._console.print(console_table(metrics))
         self._console.print(summary_table(metrics))
 
-    def _left(self, *, stage_done: bool = False) -> str:
-        """Time that is left, from the mean of the stages that this process has seen."""
+    def _left(self, *, stage_done: bool = False, whole: bool = False) -> str:
+        """Time that is left of the run, from the mean of the stages that this process has seen."""
         if not self._stage_seconds:
             return ""
         mean = sum(self._stage_seconds) / len(self._stage_seconds)
         left = mean * (self._total - self._stage)
         if not stage_done:
             left += max(mean - (time.monotonic() - self._stage_begin), 0)
-        return f", about {_clock(left)} left" if left else ""
+        return f", about {_clock(left)} left{' in all' if whole else ''}" if left else ""
 
     def _show(self, label: str) -> None:
         if self._console.is_terminal:

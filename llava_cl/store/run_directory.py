@@ -184,6 +184,11 @@ class RunDirectory:
         facts["base"] = facts["base"]["sha256"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def begun(self) -> bool:
+        """Whether any step of any stage is recorded."""
+        return next(self.path.glob("stages/*/steps/*.json"), None) is not None
+
     def trained_up_to(self) -> int:
         """The last stage whose model, with those of all stages before it, is complete."""
         last = 0

@@ -127,6 +127,8 @@ def test_the_check_finds_what_decoding_would(kind, tmp_path):
         for read in (load_image, check_image):
             with pytest.raises(InputError, match="cannot be decoded"):
                 read(file.name, tmp_path)
+    Image.new("RGB", (9, 7)).save(file)
+    check_image(file.name, tmp_path)  # smaller than the eighth that a JPEG is checked at
     with pytest.raises(InputError, match="does not exist"):
         check_image("none.png", tmp_path)
     with pytest.raises(InputError, match="leaves the image folder"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
@@ -14,8 +15,10 @@ import tiny
 from llava_cl.cli import app
 from llava_cl.config import load_config
 from llava_cl.errors import InputError
+from llava_cl.pipeline.orchestrator import Launch, execute
 from llava_cl.pipeline.preflight import check_memory, memory_bytes
-from runs import tiny_config, write_config
+from llava_cl.pipeline.stage import stage_runner
+from runs import Silent, run_here, tiny_config, write_config
 
 
 @pytest.fixture
@@ -84,3 +87,40 @@ def test_shipped_counts_follow_the_file_names() -> None:
     for task in config.benchmark.tasks:
         assert task.records["test"] == 3000
         assert ("4w" in str(task.train)) == (task.records.get("train") == 40_000)
+
+
+def test_weights_that_are_missing_are_found_before_the_run_begins(folder: Path) -> None:
+    config = write_config(folder, tiny.run_content(folder))
+    weights = folder / "model" / "model.safetensors"
+    weights.rename(folder / "elsewhere")
+    result = CliRunner().invoke(app, ["check", str(config)])
+    assert isinstance(result.exception, InputError)
+    assert str(folder / "model") in str(result.exception)
+    with pytest.raises(InputError, match="the weights cannot be read"):
+        run_here(load_config(config), folder / "run")
+    assert not (folder / "run" / "run.json").exists()
+
+
+def test_weights_of_another_shape_are_found(folder: Path) -> None:
+    config = write_config(folder, tiny.run_content(folder))
+    tensors = load_file(folder / "model" / "model.safetensors")
+    name = next(name for name in sorted(tensors) if "down_proj" in name)
+    save_file({**tensors, name: tensors[name][:-1].clone()}, folder / "model" / "model.safetensors", {"format": "pt"})
+    result = CliRunner().invoke(app, ["check", str(config)])
+    assert "mismatched keys" in str(result.exception)
+    assert "down_proj" in str(result.exception)
+
+
+def test_a_run_that_recorded_nothing_may_get_another_model(folder: Path) -> None:
+    config = load_config(write_config(folder, tiny.run_content(folder)))
+    with pytest.raises(KeyboardInterrupt):
+        execute(config, Launch(folder / "run"), Silent(), after_stage=lambda run: None, run_stage=_interrupted)
+    assert (folder / "run" / "run.json").is_file()
+    tiny.build_model(folder / "model", seed=1)
+    execute(
+        config, Launch(folder / "run", until=0), Silent(), after_stage=lambda run: None, run_stage=stage_runner(config)
+    )
+
+
+def _interrupted(run: object, stage: int) -> None:
+    raise KeyboardInterrupt

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
@@ -122,3 +123,43 @@ def test_a_stage_that_is_not_trained_is_told(tiny_run: Path, tmp_path: Path) -> 
         export(tmp_path / "run", 1, tmp_path / "out", "hf")
     with pytest.raises(InputError, match=r"holds no run\.json"):
         export(tmp_path, 1, tmp_path / "out", "hf")
+
+
+def test_an_export_keeps_the_precision_of_the_base(tiny_run: Path, tmp_path: Path) -> None:
+    content = run_content(tiny_run)
+    half = LlavaForConditionalGeneration.from_pretrained(tiny_run / "model", dtype=torch.float16)
+    shutil.copytree(tiny_run / "model", tmp_path / "model")
+    half.save_pretrained(tmp_path / "model")
+    content["model"] = {**content["model"], "path": str(tmp_path / "model"), "dtype": "bfloat16"}
+    content["evaluation"] = {**content["evaluation"], "zero_shot": False}
+    execute_base = tiny_config(tmp_path, content, "training.projector_learning_rate=null")
+    run_here(execute_base, tmp_path / "run", until=0)
+    export(tmp_path / "run", 0, tmp_path / "out", "hf")
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert all(tensor.dtype == torch.float16 and torch.equal(tensor, before[key]) for key, tensor in after.items())
+
+
+def test_sampling_settings_beside_greedy_decoding_do_not_stop_an_export(
+    run: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(tiny_run / "model", tmp_path / "model")
+    settings = tmp_path / "model" / "generation_config.json"
+    content = json.loads(settings.read_text()) if settings.is_file() else {}
+    settings.write_text(json.dumps({**content, "temperature": 0.9, "top_p": 0.6, "max_length": 77}))
+    config = family(ModelConfig(path=tmp_path / "model", dtype="float32"))
+    (tmp_path / "out").mkdir()
+    config.save(config.load(torch.device("cpu")), tmp_path / "out", "hf")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert "temperature" not in written and written["max_length"] == 77
+
+
+def test_an_export_that_fails_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("llava_cl.pipeline.export.combine", broken)
+    with pytest.raises(OSError, match="no space"):
+        export(run, 1, tmp_path / "out", "peft")
+    assert list(tmp_path.iterdir()) == []

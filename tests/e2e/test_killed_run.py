@@ -76,3 +76,17 @@ def test_failing_rank_is_named_and_stops_the_job(tmp_path: Path) -> None:
     assert "error: stage 1, rank" in said
     assert "Colour/3.png" in said
     assert not processes_of(tmp_path / "run")
+
+
+def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, tiny.run_content(tmp_path)), tmp_path / "run"
+    process = start(config, run, "--until", "1")
+    wait_for((run / "stages/01-Colour/steps/initialise.json").exists)
+    ranks = [pid for pid in processes_of(run) if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+    assert len(ranks) == 1
+    os.kill(ranks[0], signal.SIGKILL)
+    assert process.wait(120) == 1
+    said = (tmp_path / "run.log").read_text()
+    assert "error: stage 1, rank 1: was ended by SIGKILL" in said
+    assert "Connection" not in said
+    assert not processes_of(run)

@@ -201,25 +201,25 @@ def test_a_bin_file_that_runs_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_original_to_original_is_bit_equal(dtype: str, tmp_path: Path) -> None:
     folder = write_original(tmp_path / "a", dtype=getattr(torch, dtype))
-    own = _family(folder, dtype)
+    own = _family(folder, "auto")
     (tmp_path / "a" / "out").mkdir()
     own.save(own.load(CPU), tmp_path / "a" / "out", "llava")
     _assert_equal(_tensors(tmp_path / "a" / "out"), _tensors(folder))
     assert (tmp_path / "a" / "out" / "tokenizer.model").read_bytes() == SENTENCEPIECE.read_bytes()
-    again = _family(tmp_path / "a" / "out", dtype)
+    again = _family(tmp_path / "a" / "out", "auto")
     assert again.image_spec() == own.image_spec()
     before = json.loads((folder / "config.json").read_text())
     assert json.loads((tmp_path / "a" / "out" / "config.json").read_text()) == before
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("published", [True, False])
 def test_transformers_to_transformers_is_bit_equal(dtype: str, published: bool, tmp_path: Path) -> None:
     folder = write_transformers(tmp_path / "a", published=published, dtype=getattr(torch, dtype))
-    own = _family(folder, dtype)
+    own = _family(folder, "auto")
     (tmp_path / "b").mkdir()
     own.save(own.load(CPU), tmp_path / "b", "hf")
     _assert_equal(_tensors(tmp_path / "b"), _tensors(folder))
@@ -291,3 +291,12 @@ def test_plain_transformers_reads_an_export_and_answers_alike(write: Callable[..
     torch.testing.assert_close(batch["pixel_values"][0], pixels, rtol=0, atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.convert_tokens_to_ids("<image>") == plain.config.image_token_index
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_unk(tmp_path: Path) -> None:
+    folder = write_original(tmp_path / "model")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token": None}))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    tokenizer = family(ModelConfig(path=folder)).tokenizer()
+    assert tokenizer.pad_token_id == tokenizer.unk_token_id == 0

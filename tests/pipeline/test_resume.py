@@ -11,6 +11,7 @@ import tiny
 from llava_cl.errors import InputError
 from llava_cl.pipeline import stage as stages
 from llava_cl.pipeline import steps
+from llava_cl.pipeline.orchestrator import Launch, execute
 from llava_cl.store import read_json, write_json
 from runs import Silent, result_hashes, run_here, tiny_config
 
@@ -154,3 +155,14 @@ def test_a_run_of_an_earlier_version_goes_on(folder: Path, undisturbed: Path, tm
     assert watcher.begun == []
     with pytest.raises(InputError, match=r'\+ identity\.evaluation\.caption_scorer: "caption_overlap"'):
         run_here(tiny_config(folder, tiny.run_content(folder), "evaluation.caption_scorer=caption_overlap"), output)
+
+
+def test_a_run_killed_before_its_report_was_written_writes_it_when_run_again(
+    folder: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(undisturbed, output)
+    reported: list[Path] = []
+    config = tiny_config(folder, tiny.run_content(folder))
+    execute(config, Launch(output), Silent(), after_stage=lambda run: reported.append(run.path))
+    assert reported == [output.resolve()]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import time
 
+import pytest
 from rich.console import Console
 
 from llava_cl.pipeline.progress import Event
@@ -31,6 +33,18 @@ def test_log_file_gets_one_plain_line_for_each_step() -> None:
     assert "checking records of Colour" in text
     assert "Colour 50.0, Tone 25.0" in text
     assert "left" in text
+
+
+def test_the_time_left_in_a_step_is_told_before_any_stage_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 90))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    stream = io.StringIO()
+    with LiveDisplay(Console(file=stream, width=100)) as display:
+        display.stage_begins(1, "Colour", 3)
+        display.event(Event(1, "train", 0, 0))
+        display.event(Event(1, "train", 5, 10))
+    (line,) = [line for line in stream.getvalue().splitlines() if "5/10" in line]
+    assert line.endswith(" left")
 
 
 def test_terminal_gets_a_bar_with_amounts() -> None:
