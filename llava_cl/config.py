@@ -204,11 +204,15 @@ class MethodConfig(_Section):
 
 
 class LoraConfig(_Section):
-    """LoRA adapters; the update of a weight is `alpha / rank * B @ A`."""
+    """LoRA adapters; the update of a weight is `alpha / rank * B @ A`.
+
+    `targets` are the own names of the adapted linears (`[k_proj, v_proj]`); null = all that the model's family adapts.
+    """
 
     rank: int = Field(gt=0)
     alpha: float = Field(gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] | None = None
 
 
 class TaskTraining(_Section):

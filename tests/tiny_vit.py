@@ -50,7 +50,7 @@ def build_images(folder: Path, count: int, *, seed: int) -> None:
             Image.fromarray(pixels).save(place / f"{index}.png")
 
 
-def run_content(folder: Path) -> dict[str, Any]:
+def run_content(folder: Path, method: str = "sequential") -> dict[str, Any]:
     """The content of a run file for a stream of three tasks of two colours; builds what it needs below `folder`."""
     if not (folder / "model").exists():
         build_model(folder / "model")
@@ -60,7 +60,7 @@ def run_content(folder: Path) -> dict[str, Any]:
         "name": "tiny_vit",
         "data_root": str(folder / "data"),
         "model": {"family": "vit", "path": str(folder / "model"), "dtype": "float32"},
-        "method": {"name": "sequential"},
+        "method": {"name": method},
         "benchmark": {
             "name": "colours",
             "evaluate": "seen",

@@ -23,19 +23,6 @@ class MethodOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-@dataclass(frozen=True)
-class LayerStatistics:
-    """What was measured for one layer; None where the method did not ask for it.
-
-    Attributes:
-        gradient: mean over samples of dL/dW, `[out, in]` fp32.
-        second_moment: mean over tokens of x x^T of the layer's input, `[in, in]` fp32.
-    """
-
-    gradient: torch.Tensor | None = None
-    second_moment: torch.Tensor | None = None
-
-
 class LoraFactors(NamedTuple):
     """Start of one layer's adapter; `scale * b @ a` is taken off the frozen weight, so it changes nothing.
 
@@ -48,15 +35,39 @@ class LoraFactors(NamedTuple):
     b: torch.Tensor
 
 
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What is known of one layer; None where the method did not ask for it, or there is none yet.
+
+    Attributes:
+        tasks: tasks learned so far; before the training of a stage without its own.
+        gradient: mean over the task's samples of dL/dW, `[out, in]` fp32.
+        second_moment: mean over the task's tokens of x x^T of the layer's input, `[in, in]` fp32.
+        past_moment: the same over the tokens of all tasks so far, each seen by the model that had just learned it.
+        mean_input: sum over the task's batches of the layer's input, over the number of tokens,
+            `[in, length * batch]` fp32: a column is a place in the batch.
+        adapter: the factors of the last task as they were trained.
+    """
+
+    tasks: int = 0
+    gradient: torch.Tensor | None = None
+    second_moment: torch.Tensor | None = None
+    past_moment: torch.Tensor | None = None
+    mean_input: torch.Tensor | None = None
+    adapter: LoraFactors | None = None
+
+
 class Method(Protocol):
     """One continual-learning method."""
 
     train_a: bool
     """Whether LoRA A is trained beside B."""
     before: frozenset[str]
-    """Statistics wanted on the model before a stage's training."""
+    """Fields of `LayerStatistics` wanted before a stage's training, on the model as it is then."""
     after: frozenset[str]
-    """Statistics wanted on the merged model after it."""
+    """Fields wanted after it, on the merged model."""
+    penalises: bool
+    """Whether `penalty` is added to the loss."""
 
     def initial_basis(self, weight: torch.Tensor) -> torch.Tensor | None:
         """What of the base model's weight `[out, in]` is protected before the first task, `[in, k]`."""
@@ -71,8 +82,32 @@ class Method(Protocol):
     ) -> LoraFactors:
         """The adapter of a layer of `shape` (out, in) before training."""
 
+    def penalty(self, a: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
+        """What a layer adds to the loss of a step, for its factor A `[rank, in]` in training."""
+
     def protect(self, statistics: LayerStatistics, basis: torch.Tensor | None) -> torch.Tensor | None:
         """The basis after the stage; its first columns are the old ones, unchanged."""
+
+
+class LoraMethod:
+    """What most methods have in common: A is frozen, B starts at zero, nothing is protected or penalised."""
+
+    train_a = False
+    penalises = False
+    before: frozenset[str] = frozenset()
+    after: frozenset[str] = frozenset()
+
+    def initial_basis(self, weight: torch.Tensor) -> torch.Tensor | None:
+        """Nothing of the base is protected."""
+        return None
+
+    def penalty(self, a: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
+        """Nothing."""
+        return a.new_zeros(())
+
+    def protect(self, statistics: LayerStatistics, basis: torch.Tensor | None) -> torch.Tensor | None:
+        """The basis stays as it is."""
+        return basis
 
 
 def kaiming_a(shape: tuple[int, int], rank: int, generator: torch.Generator) -> torch.Tensor:
@@ -81,13 +116,25 @@ def kaiming_a(shape: tuple[int, int], rank: int, generator: torch.Generator) -> 
     return torch.empty(rank, shape[1]).uniform_(-bound, bound, generator=generator)
 
 
+def square_root(second_moment: torch.Tensor) -> torch.Tensor:
+    """F `[in, in]` with F F^T = the second moment, so that F's energy is the inputs' energy."""
+    values, vectors = torch.linalg.eigh(second_moment.double())
+    return (vectors * values.clamp_min(0).sqrt()).float()
+
+
 def _methods() -> dict[str, tuple[Any, type[MethodOptions]]]:
+    from llava_cl.methods.inflora import InfLora, InfLoraOptions
     from llava_cl.methods.keeplora import KeepLora, KeepLoraOptions
+    from llava_cl.methods.olora import OLora, OLoraOptions
     from llava_cl.methods.sequential import Sequential, SequentialOptions
+    from llava_cl.methods.splitlora import SplitLora, SplitLoraOptions
 
     return {
+        "inflora": (InfLora, InfLoraOptions),
         "keeplora": (KeepLora, KeepLoraOptions),
+        "olora": (OLora, OLoraOptions),
         "sequential": (Sequential, SequentialOptions),
+        "splitlora": (SplitLora, SplitLoraOptions),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from llava_cl.methods.contract import LayerStatistics, LoraFactors, MethodOptions, kaiming_a
+from llava_cl.methods.contract import LayerStatistics, LoraFactors, LoraMethod, MethodOptions, kaiming_a, square_root
 from llava_cl.subspace import expand_basis, principal_basis, residual_directions
 
 _STATISTIC = {"gradient": "gradient", "feature": "second_moment"}
@@ -39,10 +39,8 @@ class KeepLoraOptions(MethodOptions):
     b: Literal["zero", "gradient"] = "zero"
 
 
-class KeepLora:
+class KeepLora(LoraMethod):
     """KeepLoRA: LoRA confined to the residual subspace, A from the projected gradient and frozen."""
-
-    train_a = False
 
     def __init__(self, options: KeepLoraOptions) -> None:
         self._options = options
@@ -79,11 +77,5 @@ class KeepLora:
             directions = statistics.gradient.T
         else:
             assert statistics.second_moment is not None
-            directions = _square_root(statistics.second_moment)
+            directions = square_root(statistics.second_moment)
         return expand_basis(basis, directions, self._options.energy)
-
-
-def _square_root(second_moment: torch.Tensor) -> torch.Tensor:
-    """F `[in, in]` with F F^T = the second moment, so that F's energy is the inputs' energy."""
-    values, vectors = torch.linalg.eigh(second_moment.double())
-    return (vectors * values.clamp_min(0).sqrt()).float()

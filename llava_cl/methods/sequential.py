@@ -1,31 +1,33 @@
-"""Sequential LoRA: train A and B on each task in turn, merge, protect nothing. The baseline of everything."""
+"""Sequential LoRA: train A and B on each task in turn, protect nothing. The baseline of everything."""
 
 from __future__ import annotations
 
 import torch
 
-from llava_cl.methods.contract import LayerStatistics, LoraFactors, MethodOptions, kaiming_a
+from llava_cl.methods.contract import LayerStatistics, LoraFactors, LoraMethod, MethodOptions, kaiming_a
 
 
 class SequentialOptions(MethodOptions):
-    """Sequential LoRA has no options."""
+    """Options of sequential LoRA.
+
+    Attributes:
+        carry: train one adapter on through all tasks, as the LoRA-FT baseline of MCITlib; else each task starts a new
+            one, after the last is merged.
+    """
+
+    carry: bool = False
 
 
-class Sequential:
+class Sequential(LoraMethod):
     """Plain LoRA fine-tuning on one task after another (LoRA-FT).
 
     A is Kaiming-uniform and B zero (LoRA, ICLR 2022, section 4.1); both are trained.
     """
 
     train_a = True
-    before: frozenset[str] = frozenset()
-    after: frozenset[str] = frozenset()
 
     def __init__(self, options: SequentialOptions) -> None:
-        del options
-
-    def initial_basis(self, weight: torch.Tensor) -> None:
-        """Nothing is protected."""
+        self.before = frozenset({"adapter"} if options.carry else ())
 
     def initialise(
         self,
@@ -35,8 +37,7 @@ class Sequential:
         basis: torch.Tensor | None,
         generator: torch.Generator,
     ) -> LoraFactors:
-        """Random A, zero B."""
+        """Random A, zero B; or the last task's."""
+        if statistics.adapter is not None:
+            return statistics.adapter
         return LoraFactors(kaiming_a(shape, rank, generator), torch.zeros(shape[0], rank))
-
-    def protect(self, statistics: LayerStatistics, basis: torch.Tensor | None) -> None:
-        """Nothing is protected."""

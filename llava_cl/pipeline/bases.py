@@ -1,4 +1,4 @@
-"""Protected bases on disk: every stage stores only the columns it added."""
+"""What is protected, on disk: of bases every stage stores the columns it added, of running moments the whole."""
 
 from __future__ import annotations
 
@@ -40,3 +40,40 @@ def save_columns(
             for name, columns in added.items()
         }
         save_tensors(job.stage(stage).subspace, added, {"layers": sizes})
+
+
+def load_moments(
+    run: RunDirectory, stage: int, inputs: Collection[str]
+) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """The running second moments `[in, in]` fp32 of inputs after `stage` >= 1, and the tokens behind each."""
+    moments, metadata = load_tensors(run.stage(stage).moments, inputs)
+    return moments, metadata["tokens"]
+
+
+def update_moments(
+    job: Job, stage: int, measured: Mapping[str, torch.Tensor], tokens: Mapping[str, int], owners: Mapping[str, int]
+) -> dict[str, torch.Tensor]:
+    """Averages a task's second moments into the running ones over all tokens, and writes them.
+
+    Args:
+        job: the job.
+        stage: the stage whose task was measured.
+        measured: input -> mean of x x^T over the task's tokens, of the inputs that this rank owns.
+        tokens: input -> the task's tokens, of all inputs.
+        owners: input -> owner rank.
+
+    Returns:
+        The running moments of the inputs that this rank owns.
+    """
+    totals = dict(tokens)
+    running = dict(measured)
+    if stage > 1:
+        past, past_tokens = load_moments(job.run, stage - 1, measured)
+        for name in tokens:
+            totals[name] += past_tokens[name]
+        for name, moment in measured.items():
+            running[name] = torch.lerp(past[name].to(moment.device), moment, tokens[name] / totals[name])
+    everything = exchange_tensors(running, owners, job.world)
+    if job.world.is_main:
+        save_tensors(job.stage(stage).moments, everything, {"tokens": totals})
+    return running

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from llava_cl.config import RunConfig, validate_config
 from llava_cl.distributed import World, gather_objects, share_out
 from llava_cl.errors import InputError
-from llava_cl.models import ModelFamily
+from llava_cl.models import LinearTarget, ModelFamily
 from llava_cl.pipeline.progress import ProgressWriter
-from llava_cl.pipeline.samples import Samples, samples_of
+from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
 from llava_cl.store import RunDirectory, StageDirectory, read_json
 from llava_cl.training.adapters import replay
 
@@ -95,9 +95,13 @@ class Job:
         self.samples.choose(model, stage)
         self.samples.begin(model, stage, torch.Generator().manual_seed(self.seed(stage, "head")))
 
+    def targets(self, model: PreTrainedModel) -> dict[str, LinearTarget]:
+        """The linears that the run adapts, by qualified name."""
+        return chosen_targets(self.config, self.family, model)
+
     def owners(self, model: PreTrainedModel) -> dict[str, int]:
         """Owner rank of each targeted layer and of each layer input; layers with one input share the owner."""
-        targets = self.family.linear_targets(model)
+        targets = self.targets(model)
         costs: dict[str, float] = {}
         for module, source in targets.values():
             small, large = sorted((module.in_features, module.out_features))

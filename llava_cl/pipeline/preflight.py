@@ -12,7 +12,7 @@ from llava_cl.config import RunConfig, TaskConfig
 from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.scorers import SCORERS
 from llava_cl.methods import build_method
-from llava_cl.pipeline.samples import samples_of
+from llava_cl.pipeline.samples import chosen_targets, samples_of
 from llava_cl.pipeline.scoring import task_scorer
 from llava_cl.pipeline.task_data import data_files, evaluation_files, image_folders
 
@@ -112,7 +112,7 @@ def memory_bytes(config: RunConfig) -> int:
     samples.prepare(skeleton)
     width = torch.empty((), dtype=getattr(torch, config.model.dtype)).element_size()
     weights = width * sum(parameter.numel() for parameter in skeleton.parameters())
-    targets = [target.module.weight for target in models.linear_targets(skeleton).values()]
+    targets = [target.module.weight for target in chosen_targets(config, models, skeleton).values()]
     method = build_method(config.method)
     sums = sum(4 * weight.numel() for weight in targets) if "gradient" in method.before | method.after else 0
     beside = samples.beside(1)
@@ -127,7 +127,7 @@ def required_bytes(config: RunConfig) -> int:
     models = samples.family
     skeleton = models.skeleton()
     samples.prepare(skeleton)
-    shapes = [tuple(target.module.weight.shape) for target in models.linear_targets(skeleton).values()]
+    shapes = [tuple(target.module.weight.shape) for target in chosen_targets(config, models, skeleton).values()]
     adapters = sum(4 * config.lora.rank * (rows + columns) for rows, columns in shapes)
     beside = samples.beside(1)
     projector = sum(4 * p.numel() for p in skeleton.get_submodule(beside.name).parameters()) if beside else 0
@@ -139,4 +139,5 @@ def required_bytes(config: RunConfig) -> int:
 
 def _check_model(config: RunConfig) -> None:
     """Looks at everything of the checkpoint but the values of its weights."""
-    samples_of(config).family.load(torch.device("meta"))
+    models = samples_of(config).family
+    chosen_targets(config, models, models.load(torch.device("meta")))

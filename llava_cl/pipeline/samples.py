@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from llava_cl.config import AnyTask, ClassTaskConfig, RunConfig
 from llava_cl.data import QuestionRecord
 from llava_cl.distributed import World
-from llava_cl.models import ModelFamily
+from llava_cl.errors import InputError
+from llava_cl.models import LinearTarget, ModelFamily
 
 
 def _no_epochs(epoch: int) -> None:
@@ -91,3 +92,19 @@ def samples_of(config: RunConfig) -> Samples:
 
     classes = isinstance(config.benchmark.tasks[0], ClassTaskConfig)
     return ImageClasses(config) if classes else Conversations(config)
+
+
+def chosen_targets(config: RunConfig, family: ModelFamily, model: PreTrainedModel) -> dict[str, LinearTarget]:
+    """The family's linears, or those of them whose own name is in `lora.targets`.
+
+    Raises:
+        InputError: a name that none of the family's linears has.
+    """
+    targets = family.linear_targets(model)
+    if config.lora.targets is None:
+        return targets
+    leaves = {name: name.rpartition(".")[2] for name in targets}
+    strange = sorted(set(config.lora.targets) - set(leaves.values()))
+    if strange:
+        raise InputError(f"lora.targets: {', '.join(strange)} is none of {', '.join(sorted(set(leaves.values())))}.")
+    return {name: target for name, target in targets.items() if leaves[name] in config.lora.targets}

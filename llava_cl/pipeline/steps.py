@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from llava_cl.config import AnyTask
@@ -20,13 +22,13 @@ from llava_cl.distributed import exchange_tensors, full_precision_matmul, local_
 from llava_cl.errors import RunError
 from llava_cl.methods import LayerStatistics, LoraFactors, Method
 from llava_cl.models import LinearTarget
-from llava_cl.pipeline.bases import load_bases, save_columns
+from llava_cl.pipeline.bases import load_bases, load_moments, save_columns, update_moments
 from llava_cl.pipeline.job import Job
 from llava_cl.pipeline.scoring import answers_step, predictions_file, score_stage
 from llava_cl.pipeline.task_data import read_questions
 from llava_cl.store import load_tensors, save_tensors, write_jsonl
-from llava_cl.training.adapters import attach, collect, save_adapter
-from llava_cl.training.statistics import Statistics, measure
+from llava_cl.training.adapters import attach, collect, load_factors, save_adapter, trained_a
+from llava_cl.training.statistics import GRADIENT, MEAN_INPUT, SECOND_MOMENT, Statistics, measure
 from llava_cl.training.trainer import TrainingPlan, deepspeed_config, train, zero_stage
 
 logger = logging.getLogger(__name__)
@@ -54,21 +56,26 @@ def initialise(job: Job, method: Method, stage: int) -> list[Path]:
     """Measures what the method asks for on the model before the task, and starts the LoRA factors from it."""
     model = job.load_model(stage - 1)
     job.begin(model, stage)
-    targets, owners = job.family.linear_targets(model), job.owners(model)
-    statistics = _measure(job, model, stage, "measure", method.before, owners)
+    targets, owners = job.targets(model), job.owners(model)
+    measured = _measure(job, model, stage, "measure", method.before, owners)
     report = job.progress.step(stage, "initialise")
     a: dict[str, torch.Tensor] = {}
     b: dict[str, torch.Tensor] = {}
     with job.timed("initialise"), full_precision_matmul():
         owned = _owned(job, model, owners)
         bases = load_bases(job.run, stage - 1, owned)
+        known = _Known(measured, stage - 1)
+        if stage > 1 and "past_moment" in method.before:
+            known.past_moments = load_moments(job.run, stage - 1, {target.source for target in owned.values()})[0]
+        if stage > 1 and "adapter" in method.before:
+            known.adapters = load_factors(job.stage(stage - 1).adapter, owned)
         for done, (name, (module, source)) in enumerate(owned.items(), start=1):
             generator = torch.Generator().manual_seed(job.seed(stage, f"initialise/{name}"))
             with _naming(name):
                 a[name], b[name] = method.initialise(
                     (module.out_features, module.in_features),
                     job.config.lora.rank,
-                    LayerStatistics(statistics.gradients.get(name), statistics.second_moments.get(source)),
+                    known.layer(name, source),
                     bases[name].to(job.world.device) if name in bases else None,
                     generator,
                 )
@@ -82,7 +89,7 @@ def initialise(job: Job, method: Method, stage: int) -> list[Path]:
         save_tensors(
             file,
             {f"{name}.{part}": value for part, values in (("a", a), ("b", b)) for name, value in values.items()},
-            {"samples": statistics.samples, "skipped": statistics.skipped},
+            {"samples": measured.samples, "skipped": measured.skipped},
         )
     return [file]
 
@@ -96,7 +103,7 @@ def learn(job: Job, method: Method, stage: int) -> list[Path]:
     model = job.load_model(stage - 1, device=torch.device("cpu") if zero_stage(deepspeed) == 3 else None)
     job.begin(model, stage)
     stored = load_tensors(directory.initial_factors)[0]
-    factors = {name: LoraFactors(stored[f"{name}.a"], stored[f"{name}.b"]) for name in job.family.linear_targets(model)}
+    factors = {name: LoraFactors(stored[f"{name}.a"], stored[f"{name}.b"]) for name in job.targets(model)}
     beside = job.samples.beside(stage)
     projector = beside.name if beside else None
     adapted = attach(
@@ -120,37 +127,59 @@ def learn(job: Job, method: Method, stage: int) -> list[Path]:
             world=job.world,
             folder=directory.checkpoints,
             set_epoch=set_epoch,
+            penalty=_penalty(job, method, stage, adapted, factors),
             progress=report,
         )
-    tensors = collect(adapted, factors, projector)
+    tensors = collect(adapted, factors, projector, train_a=method.train_a)
     if not job.world.is_main:
         return []
     write_jsonl(directory.train_log, rows)
     return [*save_adapter(directory.adapter, tensors, list(factors), config.lora, projector), directory.train_log]
 
 
+def _penalty(
+    job: Job, method: Method, stage: int, adapted: PeftModel, names: Collection[str]
+) -> Callable[[], torch.Tensor] | None:
+    """The sum of the method's penalties over all layers, if it has any."""
+    if not method.penalises:
+        return None
+    factors = trained_a(adapted, names)
+    bases = {name: basis.to(job.world.device) for name, basis in load_bases(job.run, stage - 1, names).items()}
+
+    def penalty() -> torch.Tensor:
+        return torch.stack([method.penalty(a, bases.get(name)).float() for name, a in factors.items()]).sum()
+
+    return penalty
+
+
 def protect(job: Job, method: Method, stage: int) -> list[Path]:
     """Measures the merged model and grows the basis by what the task uses."""
     model = job.load_model(stage)
     owners = job.owners(model)
-    statistics = _measure(job, model, stage, "remeasure", method.after, owners)
+    measured = _measure(job, model, stage, "remeasure", method.after, owners)
     report = job.progress.step(stage, "protect")
     mine: dict[str, torch.Tensor] = {}
+    files = [job.stage(stage).subspace]
     with job.timed("protect"), full_precision_matmul():
         owned = _owned(job, model, owners)
         bases = load_bases(job.run, stage - 1, owned)
         before = {name: basis.shape[1] for name, basis in bases.items()}
+        known = _Known(measured, stage)
+        if "past_moment" in method.after:
+            known.past_moments = update_moments(job, stage, measured.second_moments, measured.tokens, owners)
+            files.append(job.stage(stage).moments)
+        if "adapter" in method.after:
+            known.adapters = load_factors(job.stage(stage).adapter, owned)
         for done, (name, target) in enumerate(owned.items(), start=1):
             with _naming(name):
                 basis = method.protect(
-                    LayerStatistics(statistics.gradients.get(name), statistics.second_moments.get(target.source)),
-                    bases[name].to(job.world.device) if name in bases else None,
+                    known.layer(name, target.source), bases[name].to(job.world.device) if name in bases else None
                 )
             if basis is not None:
                 mine[name] = basis[:, before.get(name, 0) :]
             report(done, len(owned))
         save_columns(job, stage, mine, before, owners)
-    return [job.stage(stage).subspace]
+    return files
 
 
 def evaluate(job: Job, method: Method, stage: int) -> list[Path]:
@@ -205,15 +234,40 @@ def _naming(layer: str) -> Iterator[None]:
         raise RunError(f"{layer}: {error}") from error
 
 
+@dataclass
+class _Known:
+    """What the steps know of the layers, for the method."""
+
+    measured: Statistics
+    tasks: int
+    past_moments: dict[str, torch.Tensor] = field(default_factory=dict)
+    adapters: dict[str, LoraFactors] = field(default_factory=dict)
+
+    def layer(self, name: str, source: str) -> LayerStatistics:
+        return LayerStatistics(
+            tasks=self.tasks,
+            gradient=self.measured.gradients.get(name),
+            second_moment=self.measured.second_moments.get(source),
+            past_moment=self.past_moments.get(source),
+            mean_input=self.measured.mean_inputs.get(source),
+            adapter=self.adapters.get(name),
+        )
+
+
 def _owned(job: Job, model: PreTrainedModel, owners: dict[str, int]) -> dict[str, LinearTarget]:
-    targets = job.family.linear_targets(model)
+    targets = job.targets(model)
     return {name: target for name, target in targets.items() if owners[name] == job.world.rank}
 
 
 def _measure(
     job: Job, model: PreTrainedModel, stage: int, part: str, wanted: frozenset[str], owners: dict[str, int]
 ) -> Statistics:
-    """Measures over the evenly spaced share of the task's samples that the configuration states."""
+    """Measures over the evenly spaced share of the task's samples that the configuration states.
+
+    Of what is wanted, that which comes from samples; a running moment needs the task's own at the end of a stage.
+    """
+    wanted = wanted | ({SECOND_MOMENT} if part == "remeasure" and "past_moment" in wanted else set())
+    wanted &= {GRADIENT, SECOND_MOMENT, MEAN_INPUT}
     if not wanted:
         return Statistics()
     task = job.config.task(stage)
@@ -232,7 +286,7 @@ def _measure(
         statistics = measure(
             model,
             (job.to_device(job.samples.collate([dataset[index] for index in batch])) for batch in batches),
-            job.family.linear_targets(model),
+            job.targets(model),
             wanted=wanted,
             owners=owners,
             world=job.world,

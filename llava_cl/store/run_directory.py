@@ -34,6 +34,11 @@ class StageDirectory:
         return self.path / "adapter"
 
     @property
+    def moments(self) -> Path:
+        """Running second moments of the layers' inputs, where the method uses them."""
+        return self.path / "moments.safetensors"
+
+    @property
     def initial_factors(self) -> Path:
         """LoRA factors before training."""
         return self.path / "initial_factors.safetensors"

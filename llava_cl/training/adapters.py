@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,6 @@ def attach(
             b.copy_(start.b)
             a.requires_grad_(train_a)
             if b.any():
-                assert not train_a, "a start is taken off again by way of B alone, so A must stay as it is"
                 weight = peft_model.get_parameter(f"{_PREFIX}{name}.base_layer.weight")
                 weight.copy_(weight.float() - scale * b.float() @ a.float())
     return peft_model
@@ -76,6 +75,11 @@ def _factors(peft_model: PeftModel, name: str) -> tuple[nn.Parameter, nn.Paramet
     """A and B of a layer's adapter."""
     a, b = (peft_model.get_parameter(f"{_PREFIX}{name}.{part}.{_ADAPTER}.weight") for part in ("lora_A", "lora_B"))
     return a, b
+
+
+def trained_a(peft_model: PeftModel, names: Collection[str]) -> dict[str, nn.Parameter]:
+    """Layer -> the parameter A of its adapter."""
+    return {name: _factors(peft_model, name)[0] for name in names}
 
 
 def _peft_config(names: Sequence[str], lora: configuration.LoraConfig, projector: str | None) -> LoraConfig:
@@ -90,18 +94,26 @@ def _peft_config(names: Sequence[str], lora: configuration.LoraConfig, projector
     )
 
 
-def collect(peft_model: PeftModel, start: Mapping[str, LoraFactors], projector: str | None) -> dict[str, torch.Tensor]:
+def collect(
+    peft_model: PeftModel, start: Mapping[str, LoraFactors], projector: str | None, *, train_a: bool
+) -> dict[str, torch.Tensor]:
     """The trained tensors by PEFT's key, fp32 on the CPU, whole under every ZeRO stage; call it on all ranks.
 
-    B is stored less its start, so that `scale * B @ A` is what training added.
+    `scale * B @ A` is what training added. So B is stored less its start; where A was trained, too, the start follows
+    the trained factors with a minus, as further rows of A and columns of B.
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, begin in start.items():
         a, b = _factors(peft_model, name)
         with _gathered([a, b]):
-            tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().float().cpu().clone()
-            # The start is rounded as B is: what training did not change must be zero.
-            tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().float().cpu() - begin.b.cpu().to(b.dtype).float()
+            last = LoraFactors(a.detach().float().cpu().clone(), b.detach().float().cpu().clone())
+        # The start is rounded as the factors are: what training did not change must be zero.
+        first = LoraFactors(begin.a.cpu().to(a.dtype).float(), begin.b.cpu().to(b.dtype).float())
+        if not train_a:
+            last = LoraFactors(last.a, last.b - first.b)
+        elif first.b.any():
+            last = LoraFactors(torch.cat([last.a, first.a]), torch.cat([last.b, -first.b], dim=1))
+        tensors[f"{_PREFIX}{name}.lora_A.weight"], tensors[f"{_PREFIX}{name}.lora_B.weight"] = last
     if projector:
         module = peft_model.get_submodule(f"{_PREFIX}{projector}.modules_to_save.{_ADAPTER}")
         for name, parameter in module.named_parameters():
@@ -119,12 +131,26 @@ def save_adapter(
 ) -> list[Path]:
     """Writes an adapter folder that `PeftModel.from_pretrained` also reads; returns its files."""
     scale = lora.alpha / lora.rank
-    save_tensors(folder / _WEIGHTS, tensors, {"layers": sorted(names), "scale": scale, "projector": projector})
-    content = _peft_config(sorted(names), lora, projector).to_dict()
+    metadata = {"layers": sorted(names), "scale": scale, "projector": projector, "rank": lora.rank}
+    save_tensors(folder / _WEIGHTS, tensors, metadata)
+    stored = tensors[f"{_PREFIX}{names[0]}.lora_A.weight"].shape[0]
+    whole = configuration.LoraConfig(rank=stored, alpha=scale * stored)
+    content = _peft_config(sorted(names), whole, projector).to_dict()
     content["target_modules"] = sorted(names)
     content["inference_mode"] = True
     write_text(folder / _CONFIG, json.dumps(content, indent=1, sort_keys=True) + "\n")
     return [folder / _WEIGHTS, folder / _CONFIG]
+
+
+def load_factors(folder: Path, names: Collection[str]) -> dict[str, LoraFactors]:
+    """The trained factors of some layers, from a folder of `save_adapter`.
+
+    Where B did not start at zero and A was frozen, its start is not known any more: B is what training added.
+    """
+    keys = {name: [f"{_PREFIX}{name}.{part}.weight" for part in ("lora_A", "lora_B")] for name in names}
+    tensors, metadata = load_tensors(folder / _WEIGHTS, [key for pair in keys.values() for key in pair])
+    rank = metadata["rank"]
+    return {name: LoraFactors(tensors[a][:rank], tensors[b][:, :rank]) for name, (a, b) in keys.items()}
 
 
 def combine(folders: Sequence[Path], folder: Path) -> None:

@@ -219,7 +219,7 @@ class _Collector:
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
             if self.mask_of is None:
                 return
-            x = inputs[0].detach()[self.mask_of(source)].float()
+            x = inputs[0].detach()[self.mask_of(source)].flatten(0, -2).float()
             self._reached.add(key)
             self.sums[key].addmm_(x.T, x)
             self.tokens[key] = self.tokens.get(key, 0) + len(x)

@@ -82,6 +82,7 @@ class StageTrainer(Trainer):
         collate: Callable[..., Any],
         training: TrainingConfig,
         beside_learning_rate: float | None,
+        penalty: Callable[[], torch.Tensor] | None,
         callbacks: list[TrainerCallback],
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate, callbacks=callbacks)
@@ -92,6 +93,21 @@ class StageTrainer(Trainer):
         self._sampler = sampler
         self._training = training
         self._beside_learning_rate = beside_learning_rate
+        self._penalty = penalty
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a micro-batch, with its share of the penalty of the step."""
+        loss: Any = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        if self._penalty is not None:
+            # Micro-batches are summed and ranks averaged.
+            loss = loss + self._penalty() / self._sampler.accumulation_steps
+        return loss
 
     def get_train_dataloader(self) -> DataLoader:
         """This rank's micro-batches; not prepared by accelerate, which would share them out again."""
@@ -264,6 +280,7 @@ def train(
     folder: Path,
     progress: Callable[[int, int], None],
     set_epoch: Callable[[int], None] = lambda epoch: None,
+    penalty: Callable[[], torch.Tensor] | None = None,
 ) -> list[dict[str, float]]:
     """Trains one stage, from its newest resume point if there is one.
 
@@ -279,6 +296,7 @@ def train(
         folder: scratch folder of the Trainer.
         progress: called with steps done and steps in all.
         set_epoch: called with each epoch before its samples are asked for.
+        penalty: added to the loss of every optimizer step.
 
     Returns:
         One row for each optimizer step: step, epoch, loss, learning_rate, grad_norm.
@@ -308,6 +326,7 @@ def train(
         collate=collate,
         training=training,
         beside_learning_rate=plan.beside_learning_rate,
+        penalty=penalty,
         callbacks=[_Watch(sampler, set_epoch, progress, world)],
     )
     resume = None
