@@ -186,7 +186,8 @@ class ModelConfig(_Section):
     """The pretrained model that the stream starts from.
 
     `vision_tower` is needed only where a checkpoint of LLaVA's own layout does not find its tower by itself. `dtype` is
-    what the run computes in; "auto", the checkpoint's own, is for exports alone.
+    what the run computes in; "auto", the checkpoint's own, is for exports alone. `cosine_heads` gives a CLIP a head for
+    each task beside its prompts (KeepLoRA+).
     """
 
     family: str = "llava"
@@ -194,13 +195,18 @@ class ModelConfig(_Section):
     vision_tower: Path | None = None
     dtype: Literal["float32", "bfloat16", "auto"] = "bfloat16"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    cosine_heads: bool = False
 
 
 class MethodConfig(_Section):
-    """The method's name and its own options, which the method's file validates."""
+    """The method's name and its own options, which the method's file validates.
+
+    `parts` changes options for a part of the model: of a CLIP, its "vision" and its "text" tower.
+    """
 
     name: str
     options: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
 
 
 class LoraConfig(_Section):

@@ -143,8 +143,8 @@ def known_methods() -> dict[str, str]:
     return {name: (cls.__doc__ or "").strip().splitlines()[0] for name, (cls, _) in _methods().items()}
 
 
-def build_method(config: MethodConfig) -> Method:
-    """The method that a configuration names, with validated options.
+def build_method(config: MethodConfig, part: str = "") -> Method:
+    """The method that a configuration names, with validated options, for a part of the model.
 
     Raises:
         InputError: an unknown name or option.
@@ -154,7 +154,7 @@ def build_method(config: MethodConfig) -> Method:
         raise InputError(f"method.name: unknown '{config.name}'; known: {', '.join(sorted(methods))}.")
     cls, options = methods[config.name]
     try:
-        return cls(options.model_validate(config.options))
+        return cls(options.model_validate({**config.options, **config.parts.get(part, {})}))
     except ValidationError as error:
         raise InputError(
             *(

@@ -16,7 +16,7 @@ from pydantic import Field
 from llava_cl.methods.contract import LayerStatistics, LoraFactors, LoraMethod, MethodOptions, kaiming_a, square_root
 from llava_cl.subspace import expand_basis, principal_basis, residual_directions
 
-_STATISTIC = {"gradient": "gradient", "feature": "second_moment"}
+_STATISTIC = {"gradient": "gradient", "feature": "second_moment", "mean_feature": "mean_input"}
 
 
 class KeepLoraOptions(MethodOptions):
@@ -25,15 +25,19 @@ class KeepLoraOptions(MethodOptions):
     Attributes:
         weight_energy: share of a pretrained weight's energy whose directions are protected from the start;
             null protects none.
+        weight_side: "input" directions of the weight, or "output" as in the authors' CLIP code, which applies them to
+            inputs all the same (square weights only).
         protect: what is protected after a task: directions of the trained model's "gradient" (LLaVA
-            experiments), of the layer's input "feature"s (the paper's section on CLIP), or null for nothing.
+            experiments), of the second moment of the layer's input "feature"s, of their "mean_feature" over batches
+            (the CLIP experiments; it depends on which samples share a batch), or null for nothing.
         energy: share of the new directions' energy that the grown basis must hold.
         initialise: A from the projected "gradient", or "random" (frozen), an ablation.
         b: "zero", or "gradient" for B = S V^T of the projected gradient with the frozen weight compensated.
     """
 
     weight_energy: float | None = Field(0.6, gt=0, lt=1)
-    protect: Literal["gradient", "feature"] | None = "gradient"
+    weight_side: Literal["input", "output"] = "input"
+    protect: Literal["gradient", "feature", "mean_feature"] | None = "gradient"
     energy: float = Field(0.99, gt=0, le=1)
     initialise: Literal["gradient", "random"] = "gradient"
     b: Literal["zero", "gradient"] = "zero"
@@ -50,7 +54,9 @@ class KeepLora(LoraMethod):
     def initial_basis(self, weight: torch.Tensor) -> torch.Tensor | None:
         """The principal input directions of the pretrained weight (KeepLoRA, general-knowledge subspace)."""
         energy = self._options.weight_energy
-        return None if energy is None else principal_basis(weight, energy)
+        if energy is None:
+            return None
+        return principal_basis(weight if self._options.weight_side == "input" else weight.T, energy)
 
     def initialise(
         self,
@@ -75,7 +81,13 @@ class KeepLora(LoraMethod):
         if self._options.protect == "gradient":
             assert statistics.gradient is not None
             directions = statistics.gradient.T
-        else:
+        elif self._options.protect == "feature":
             assert statistics.second_moment is not None
             directions = square_root(statistics.second_moment)
+        else:
+            assert statistics.mean_input is not None
+            directions = statistics.mean_input
+            if basis is None:
+                # The authors' CLIP code leaves the crossing direction out of a first basis.
+                return principal_basis(directions.T, self._options.energy)
         return expand_basis(basis, directions, self._options.energy)

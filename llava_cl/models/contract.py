@@ -38,10 +38,14 @@ class TokenImages(ImageSpec):
 
 
 class LinearTarget(NamedTuple):
-    """A linear that is adapted, and the name of the input that it may share with others."""
+    """A linear that is adapted, the name of the input that it may share, and the part of the model that it is in.
+
+    The method may have other options for a part (`method.parts`).
+    """
 
     module: nn.Linear
     source: str
+    part: str = ""
 
 
 class ModelFamily(Protocol):
@@ -128,19 +132,28 @@ class ClassifierFamily(ModelFamily, Protocol):
     def head(self, task: int) -> str | None:
         """Qualified name of the module that is trained beside the adapters for a task; None for none."""
 
-    def start_head(self, model: PreTrainedModel, task: int, generator: torch.Generator) -> None:
-        """Draws the head of a task."""
+    def features(self, model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What a head reads of `[images, 3, size, size]`: `[images, width]`."""
 
-    def logits(self, model: PreTrainedModel, pixel_values: torch.Tensor, tasks: Sequence[int]) -> torch.Tensor:
-        """Scores `[images, classes of the tasks]` of `[images, 3, size, size]`, in the order of the tasks."""
+    def head_start(
+        self, model: PreTrainedModel, task: int, means: torch.Tensor, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """How the parameters of a task's head start, by their names in the head.
+
+        `means` are the means over each class's images of their features at unit length, `[classes, width]` fp32.
+        """
+
+    def scorer(self, model: PreTrainedModel, tasks: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """A function from `[images, 3, size, size]` to scores `[images, classes of the tasks]`, in the tasks' order."""
 
 
 def _families() -> dict[str, Callable[[ModelConfig], ModelFamily]]:
+    from llava_cl.models.clip import Clip
     from llava_cl.models.llava import Llava
     from llava_cl.models.smolvlm import SmolVlm
     from llava_cl.models.vit import Vit
 
-    return {"llava": Llava, "smolvlm": SmolVlm, "vit": Vit}
+    return {"clip": Clip, "llava": Llava, "smolvlm": SmolVlm, "vit": Vit}
 
 
 def family(config: ModelConfig) -> ModelFamily:
@@ -166,6 +179,6 @@ def language_family(config: ModelConfig) -> LanguageFamily:
 def classifier_family(config: ModelConfig) -> ClassifierFamily:
     """The family object of a model that tells classes; raises what `family` does, and for other models."""
     found: Any = family(config)
-    if not hasattr(found, "logits"):
+    if not hasattr(found, "scorer"):
         raise InputError(f"model.family: '{config.family}' answers in words, but the tasks are classes of images.")
     return found

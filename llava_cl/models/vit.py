@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,18 +140,25 @@ class Vit:
         """The task's own linear."""
         return f"heads.{task}"
 
-    def start_head(self, model: Any, task: int, generator: torch.Generator) -> None:
-        """Normal weights of standard deviation 0.02, no bias (as timm starts a head)."""
-        head = model.heads[task]
-        drawn = torch.empty(head.weight.shape).normal_(0, _HEAD_STD, generator=generator)
-        with torch.no_grad():
-            head.weight.copy_(drawn)
-            head.bias.zero_()
+    def features(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The class token."""
+        return model.features(pixel_values)
 
-    def logits(self, model: Any, pixel_values: torch.Tensor, tasks: Sequence[int]) -> torch.Tensor:
+    def head_start(
+        self, model: Any, task: int, means: torch.Tensor, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Normal weights of standard deviation 0.02, no bias (as timm starts a head)."""
+        drawn = torch.empty(means.shape).normal_(0, _HEAD_STD, generator=generator)
+        return {"weight": drawn, "bias": torch.zeros(len(means))}
+
+    def scorer(self, model: Any, tasks: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
         """Scores of all classes of the tasks, head after head."""
-        features = model.features(pixel_values)
-        return torch.cat([model.heads[task](features) for task in tasks], dim=1).float()
+
+        def score(pixel_values: torch.Tensor) -> torch.Tensor:
+            features = model.features(pixel_values)
+            return torch.cat([model.heads[task](features) for task in tasks], dim=1).float()
+
+        return score
 
     def save(self, model: Any, folder: Path, layout: str) -> None:
         """Writes transformers' classifier over the classes of all tasks that were learned.

@@ -47,8 +47,11 @@ class Conversations:
     def choose(self, model: PreTrainedModel, stage: int) -> None:
         """Labels are tokens, whatever the task."""
 
-    def begin(self, model: PreTrainedModel, stage: int, generator: torch.Generator) -> None:
+    def start(
+        self, model: PreTrainedModel, stage: int, generator: torch.Generator, world: World
+    ) -> dict[str, torch.Tensor]:
         """The projector starts as it is."""
+        return {}
 
     def beside(self, stage: int) -> TrainedModule | None:
         """The projector, unless it is frozen."""

@@ -18,7 +18,7 @@ from llava_cl.data import (
     collate_images,
     load_class_records,
 )
-from llava_cl.distributed import World
+from llava_cl.distributed import World, all_reduce_sum, gather_objects, local_share
 from llava_cl.evaluation.predict import predict
 from llava_cl.models import ClassifierFamily, classifier_family
 from llava_cl.pipeline.samples import TrainedModule, TrainingData
@@ -43,9 +43,36 @@ class ImageClasses:
         """Labels are positions in the task's classes."""
         self.family.learn(model, stage - 1, self._config.training.temperature)
 
-    def begin(self, model: PreTrainedModel, stage: int, generator: torch.Generator) -> None:
-        """Draws the task's head."""
-        self.family.start_head(model, stage - 1, generator)
+    def start(
+        self, model: PreTrainedModel, stage: int, generator: torch.Generator, world: World
+    ) -> dict[str, torch.Tensor]:
+        """The start of the task's head, which may know the means of the classes."""
+        head = self.family.head(stage - 1)
+        if head is None:
+            return {}
+        means = self._class_means(model, self._tasks[stage - 1], world)
+        start = self.family.head_start(model, stage - 1, means, generator)
+        return {f"{head}.{name}": value for name, value in start.items()}
+
+    def _class_means(self, model: PreTrainedModel, task: ClassTaskConfig, world: World) -> torch.Tensor:
+        """Mean over each class's training images of their features at unit length, `[classes, width]` fp32."""
+        data, size = self.measured(task), self._config.measurement.batch_size
+        starts = local_share(range(0, len(data.lengths), size), world)
+        sums: torch.Tensor | None = None
+        counts = torch.zeros(len(task.classes), device=world.device)
+        for begin in starts:
+            batch = self.collate([data.dataset[i] for i in range(begin, min(begin + size, len(data.lengths)))])
+            labels = batch["labels"].to(world.device)
+            with torch.inference_mode():
+                features = self.family.features(model, batch["pixel_values"].to(world.device)).float()
+                features = torch.nn.functional.normalize(features, dim=1)
+            if sums is None:
+                sums = torch.zeros(len(task.classes), features.shape[1], device=world.device)
+            sums.index_add_(0, labels, features)
+            counts += labels.bincount(minlength=len(task.classes))
+        width = max(gather_objects(0 if sums is None else sums.shape[1], world))
+        sums = torch.zeros(len(task.classes), width, device=world.device) if sums is None else sums
+        return (all_reduce_sum(sums, world) / all_reduce_sum(counts, world)[:, None]).cpu()
 
     def beside(self, stage: int) -> TrainedModule | None:
         """The task's head, if the model has heads."""
@@ -99,9 +126,11 @@ class ImageClasses:
         folder = config.data_root / evaluation_folder(task, config.evaluation)
         dataset = ClassDataset([ClassRecord(str(question.id), 0) for question in questions], folder, self._plain)
 
+        score = self.family.scorer(model, tasks)
+
         def classify(samples: list[dict[str, Any]]) -> list[str]:
             pixels = collate_images(samples)["pixel_values"].to(world.device)
-            return [names[best] for best in self.family.logits(model, pixels, tasks).argmax(dim=1).tolist()]
+            return [names[best] for best in score(pixels).argmax(dim=1).tolist()]
 
         return predict(
             classify,

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from llava_cl.config import RunConfig, validate_config
 from llava_cl.distributed import World, gather_objects, share_out
 from llava_cl.errors import InputError
+from llava_cl.methods import Method, build_method
 from llava_cl.models import LinearTarget, ModelFamily
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
@@ -90,10 +91,9 @@ class Job:
                 replay(model, folders)
         return model
 
-    def begin(self, model: PreTrainedModel, stage: int) -> None:
-        """Readies the model after the stages before `stage` to be trained on its task; the same at every call."""
-        self.samples.choose(model, stage)
-        self.samples.begin(model, stage, torch.Generator().manual_seed(self.seed(stage, "head")))
+    def method(self, part: str = "") -> Method:
+        """The run's method for a part of the model."""
+        return build_method(self.config.method, part)
 
     def targets(self, model: PreTrainedModel) -> dict[str, LinearTarget]:
         """The linears that the run adapts, by qualified name."""
@@ -103,7 +103,7 @@ class Job:
         """Owner rank of each targeted layer and of each layer input; layers with one input share the owner."""
         targets = self.targets(model)
         costs: dict[str, float] = {}
-        for module, source in targets.values():
+        for module, source, _ in targets.values():
             small, large = sorted((module.in_features, module.out_features))
             costs[source] = costs.get(source, 0.0) + float(large) * small * small
         owners = share_out(costs, self.world.size)

@@ -23,7 +23,7 @@ def check_plan(config: RunConfig, ranks: int) -> None:
     Raises:
         InputError: everything that is wrong, at once.
     """
-    problems = list(problems_of(lambda: build_method(config.method), lambda: config.training.micro_batch_for(ranks)))
+    problems = list(problems_of(lambda: _check_method(config), lambda: config.training.micro_batch_for(ranks)))
     if config.model.dtype == "auto":
         problems.append("model.dtype: a run computes in float32 or bfloat16; 'auto' is for exports.")
     if (
@@ -141,3 +141,8 @@ def _check_model(config: RunConfig) -> None:
     """Looks at everything of the checkpoint but the values of its weights."""
     models = samples_of(config).family
     chosen_targets(config, models, models.load(torch.device("meta")))
+
+
+def _check_method(config: RunConfig) -> None:
+    for part in ("", *config.method.parts):
+        build_method(config.method, part)

@@ -54,8 +54,10 @@ class Samples(Protocol):
     def choose(self, model: PreTrainedModel, stage: int) -> None:
         """Makes the labels of the model's batches those of a stage's task."""
 
-    def begin(self, model: PreTrainedModel, stage: int, generator: torch.Generator) -> None:
-        """Gives the model after the stages before `stage` the start of what is trained beside the adapters."""
+    def start(
+        self, model: PreTrainedModel, stage: int, generator: torch.Generator, world: World
+    ) -> dict[str, torch.Tensor]:
+        """Values, by name, that parameters of the model before `stage` take when its training starts; on every rank."""
 
     def beside(self, stage: int) -> TrainedModule | None:
         """What is trained beside the adapters in a stage."""

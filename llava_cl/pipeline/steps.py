@@ -27,11 +27,14 @@ from llava_cl.pipeline.job import Job
 from llava_cl.pipeline.scoring import answers_step, predictions_file, score_stage
 from llava_cl.pipeline.task_data import read_questions
 from llava_cl.store import load_tensors, save_tensors, write_jsonl
-from llava_cl.training.adapters import attach, collect, load_factors, save_adapter, trained_a
+from llava_cl.training.adapters import attach, collect, install, load_factors, save_adapter, trained_a
 from llava_cl.training.statistics import GRADIENT, MEAN_INPUT, SECOND_MOMENT, Statistics, measure
 from llava_cl.training.trainer import TrainingPlan, deepspeed_config, train, zero_stage
 
 logger = logging.getLogger(__name__)
+
+_START = "start:"
+"""Stands before the names of parameters in the file of initial factors."""
 
 
 def protect_base(job: Job, method: Method, stage: int) -> list[Path]:
@@ -44,7 +47,7 @@ def protect_base(job: Job, method: Method, stage: int) -> list[Path]:
         owned = _owned(job, model, owners)
         for done, (name, target) in enumerate(owned.items(), start=1):
             with _naming(name):
-                basis = method.initial_basis(target.module.weight.detach().float())
+                basis = job.method(target.part).initial_basis(target.module.weight.detach().float())
             if basis is not None:
                 mine[name] = basis
             report(done, len(owned))
@@ -55,7 +58,9 @@ def protect_base(job: Job, method: Method, stage: int) -> list[Path]:
 def initialise(job: Job, method: Method, stage: int) -> list[Path]:
     """Measures what the method asks for on the model before the task, and starts the LoRA factors from it."""
     model = job.load_model(stage - 1)
-    job.begin(model, stage)
+    job.samples.choose(model, stage)
+    start = job.samples.start(model, stage, torch.Generator().manual_seed(job.seed(stage, "head")), job.world)
+    install(model, start)
     targets, owners = job.targets(model), job.owners(model)
     measured = _measure(job, model, stage, "measure", method.before, owners)
     report = job.progress.step(stage, "initialise")
@@ -69,10 +74,10 @@ def initialise(job: Job, method: Method, stage: int) -> list[Path]:
             known.past_moments = load_moments(job.run, stage - 1, {target.source for target in owned.values()})[0]
         if stage > 1 and "adapter" in method.before:
             known.adapters = load_factors(job.stage(stage - 1).adapter, owned)
-        for done, (name, (module, source)) in enumerate(owned.items(), start=1):
+        for done, (name, (module, source, part)) in enumerate(owned.items(), start=1):
             generator = torch.Generator().manual_seed(job.seed(stage, f"initialise/{name}"))
             with _naming(name):
-                a[name], b[name] = method.initialise(
+                a[name], b[name] = job.method(part).initialise(
                     (module.out_features, module.in_features),
                     job.config.lora.rank,
                     known.layer(name, source),
@@ -88,7 +93,10 @@ def initialise(job: Job, method: Method, stage: int) -> list[Path]:
     if job.world.is_main:
         save_tensors(
             file,
-            {f"{name}.{part}": value for part, values in (("a", a), ("b", b)) for name, value in values.items()},
+            {
+                **{f"{name}.{factor}": value for factor, of in (("a", a), ("b", b)) for name, value in of.items()},
+                **{f"{_START}{name}": value for name, value in start.items()},
+            },
             {"samples": measured.samples, "skipped": measured.skipped},
         )
     return [file]
@@ -101,8 +109,9 @@ def learn(job: Job, method: Method, stage: int) -> list[Path]:
     deepspeed = deepspeed_config(config.distributed.deepspeed, job.world.device)
     # ZeRO-3 takes the model apart itself when its engine starts; until then it is better held in host memory.
     model = job.load_model(stage - 1, device=torch.device("cpu") if zero_stage(deepspeed) == 3 else None)
-    job.begin(model, stage)
+    job.samples.choose(model, stage)
     stored = load_tensors(directory.initial_factors)[0]
+    install(model, {name.removeprefix(_START): value for name, value in stored.items() if name.startswith(_START)})
     factors = {name: LoraFactors(stored[f"{name}.a"], stored[f"{name}.b"]) for name in job.targets(model)}
     beside = job.samples.beside(stage)
     projector = beside.name if beside else None
@@ -172,7 +181,7 @@ def protect(job: Job, method: Method, stage: int) -> list[Path]:
             known.adapters = load_factors(job.stage(stage).adapter, owned)
         for done, (name, target) in enumerate(owned.items(), start=1):
             with _naming(name):
-                basis = method.protect(
+                basis = job.method(target.part).protect(
                     known.layer(name, target.source), bases[name].to(job.world.device) if name in bases else None
                 )
             if basis is not None:

@@ -77,6 +77,13 @@ def _factors(peft_model: PeftModel, name: str) -> tuple[nn.Parameter, nn.Paramet
     return a, b
 
 
+def install(model: PreTrainedModel, values: Mapping[str, torch.Tensor]) -> None:
+    """Gives parameters of a model values, by qualified name."""
+    with torch.no_grad():
+        for name, value in values.items():
+            model.get_parameter(name).copy_(value)
+
+
 def trained_a(peft_model: PeftModel, names: Collection[str]) -> dict[str, nn.Parameter]:
     """Layer -> the parameter A of its adapter."""
     return {name: _factors(peft_model, name)[0] for name in names}

@@ -174,13 +174,13 @@ class _Collector:
         self.device = next(iter(targets.values())).module.weight.device
         self._reached: set[str] = set()
         self._handles: list[Any] = []
-        for name, (module, _) in targets.items():
+        for name, (module, *_) in targets.items():
             if GRADIENT in wanted:
                 key = self._key(GRADIENT, name)
                 self._allocate(key, (module.out_features, module.in_features))
                 self._handles.append(module.register_forward_hook(self._gradient_hook(key)))
         inputs: dict[str, nn.Linear] = {}
-        for module, source in targets.values():
+        for module, source, _ in targets.values():
             inputs.setdefault(source, module)
         for source, module in inputs.items():
             if SECOND_MOMENT in wanted:
