@@ -7,7 +7,7 @@ import io
 from typing import Any
 
 from llava_cl.config import RunConfig
-from llava_cl.evaluation.metrics import summarize
+from llava_cl.evaluation.metrics import class_incremental, summarize
 from llava_cl.store import RunDirectory, StageDirectory, load_tensors_metadata, read_json, write_json, write_text
 
 
@@ -34,12 +34,24 @@ def write_results(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
             ],
         },
         "majority": _majority([base, *done]),
-        "summary": summarize([row[: len(done)] for row in matrix]) if done else None,
+        "summary": _summary(config, done, matrix) if done else None,
         "stages": [_stage_facts(stage) for stage in ([base] if base.committed else []) + done],
     }
     write_json(run.metrics, metrics)
     write_text(run.matrix, _csv(tasks, [stage.task for stage in done], matrix))
     return metrics
+
+
+def _summary(
+    config: RunConfig, done: list[StageDirectory], matrix: list[list[float | None]]
+) -> dict[str, float | None]:
+    square = [row[: len(done)] for row in matrix]
+    summary = summarize(square)
+    if config.benchmark.evaluate == "seen":
+        scores = read_json(done[-1].scores)["scores"]
+        classes = class_incremental(square, [scores[stage.task]["items"] for stage in done])
+        summary |= {"LastAll": classes.last, "AAA": classes.average}
+    return summary
 
 
 def _row(stage: StageDirectory, tasks: list[str], key: str) -> list[float | None]:

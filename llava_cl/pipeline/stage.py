@@ -36,7 +36,7 @@ def run_stage(job: Job, stage: int) -> None:
     directory = job.stage(stage)
     method = build_method(job.config.method)
     todo = _LEARNING if stage else {"protect": steps.protect_base}
-    if stage or job.config.evaluation.zero_shot:
+    if stage or (job.config.evaluation.zero_shot and job.config.benchmark.evaluated_after(0)):
         todo = {**todo, **_EVALUATION}
     if job.world.is_main:
         directory.clear_leftovers()

@@ -13,7 +13,7 @@ from llava_cl.report.heatmap import colour_top, heat_cells, heat_row, heat_table
 from llava_cl.report.load import RunRecord, load_run
 from llava_cl.report.svg import Point
 from llava_cl.report.tables import plain_table
-from llava_cl.report.text import LOWER_IS_BETTER, METRICS, mean, metric, percent
+from llava_cl.report.text import LOWER_IS_BETTER, mean, metric, percent, shown
 from llava_cl.store import write_text
 
 
@@ -62,17 +62,18 @@ def _group(records: Sequence[RunRecord], identifier: str) -> str:
 
 
 def _summary_table(records: Sequence[RunRecord]) -> str:
-    best = {name: _best(name, records) for name in METRICS}
+    names = list(shown(record.metrics.summary or {} for record in records))
+    best = {name: _best(name, records) for name in names}
     rows = []
     for record in records:
         summary = record.metrics.summary or {}
         cells = "".join(
-            _metric_cell(name, summary.get(name), best[name] if record.complete else None) for name in METRICS
+            _metric_cell(name, summary.get(name), best[name] if record.complete else None) for name in names
         )
         rows.append(
             f'<tr><th scope="row">{_title(record)}</th>{cells}<td class="state">{escape(record.state)}</td></tr>'
         )
-    return plain_table(("run", *METRICS, "state"), rows)
+    return plain_table(("run", *names, "state"), rows)
 
 
 def _metric_cell(name: str, value: float | None, best: float | None) -> str:

@@ -13,7 +13,7 @@ from rich.tree import Tree
 
 from llava_cl.pipeline.data_checks import TaskData
 from llava_cl.report.load import Metrics, parse_metrics
-from llava_cl.report.text import METRICS, mean, metric, percent
+from llava_cl.report.text import mean, metric, percent, shown
 
 
 def console_table(metrics: Metrics | Mapping[str, Any]) -> Table:
@@ -111,6 +111,6 @@ def summary_table(metrics: Metrics | Mapping[str, Any]) -> Table:
     table.add_column("value", justify="right")
     table.add_column("definition", style="dim")
     summary = metrics.summary or {}
-    for name, meaning in METRICS.items():
+    for name, meaning in shown([summary]).items():
         table.add_row(name, metric(name, summary.get(name)), meaning)
     return table

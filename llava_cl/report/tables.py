@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from llava_cl.report.load import StageCost, TaskScore
-from llava_cl.report.text import METRICS, MISSING, duration, memory, metric, percent
+from llava_cl.report.text import MISSING, duration, memory, metric, percent, shown
 
 STEPS = ("load", "measure", "initialise", "train", "protect", "evaluate", "score")
 """The steps of a stage in the order they run; further ones follow by name."""
@@ -27,7 +27,7 @@ def metrics_table(summary: Mapping[str, float | None]) -> str:
     rows = [
         f'<tr><th scope="row">{escape(name)}</th><td class="number">{metric(name, summary.get(name))}</td>'
         f"<td>{escape(meaning)}</td></tr>"
-        for name, meaning in METRICS.items()
+        for name, meaning in shown([summary]).items()
     ]
     return plain_table((), rows, "metrics")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 METRICS = {
     "Last": "Mean accuracy over all tasks after the last stage.",
@@ -16,10 +16,21 @@ METRICS = {
     "Forgetting": "Best earlier accuracy minus last, mean over the earlier tasks.",
 }
 """What each summary metric means; keys as in metrics.json, accuracies in percent, differences in points."""
+CLASS_METRICS = {
+    "LastAll": "Accuracy over the test images of all classes at the end.",
+    "AAA": "Mean over stages of the accuracy over the images of all classes seen so far.",
+}
+"""Those of class-incremental streams, in which all classes seen so far compete."""
 
 SIGNED = frozenset({"BWT", "BWT_T"})
 LOWER_IS_BETTER = frozenset({"Forgetting"})
 MISSING = "–"
+
+
+def shown(summaries: Iterable[Mapping[str, object]]) -> dict[str, str]:
+    """The metrics that a table of these summaries shows, and what they mean."""
+    known = {name for summary in summaries for name in summary}
+    return {**{name: meaning for name, meaning in CLASS_METRICS.items() if name in known}, **METRICS}
 
 
 def percent(value: float | None, digits: int = 1) -> str:
