@@ -96,11 +96,13 @@ class TaskConfig(_Task):
 class ClassTaskConfig(_Task):
     """One task of image classes: `train` and `test` are folders with a folder of images for each class.
 
-    A class is called as its folder is, with spaces for underscores, or as `names` says; `template` makes a sentence of
-    the name for a model that reads.
+    `classes` lists class folders by name, or by their place among all of them in order (0 = the first; folders named by
+    numbers are ordered as numbers), or is how many there are, where the task has all. A class is called as its folder
+    is, with spaces for underscores, or as the file `names.json` beside the training folder says, or as `names` does.
+    `template` makes a sentence of the name for a model that reads.
     """
 
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: Annotated[int, Field(ge=2)] | Annotated[tuple[str | int, ...], Field(min_length=2)]
     names: dict[str, str] = {}
     template: str = "a photo of a {}."
     scorer: Literal["exact"] = "exact"
@@ -112,18 +114,26 @@ class ClassTaskConfig(_Task):
 
     @model_validator(mode="after")
     def _usable(self) -> ClassTaskConfig:
-        if len(set(self.classes)) < len(self.classes):
+        if not isinstance(self.classes, int) and len(set(self.classes)) < len(self.classes):
             raise ValueError("a class is listed twice")
         if "{}" not in self.template:
             raise ValueError("template: {} is missing, which stands for the name of the class")
-        strange = set(self.names) - set(self.classes)
-        if strange:
-            raise ValueError(f"names: {', '.join(sorted(strange))} is none of the classes")
         return self
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The class folders' names, in the order of the labels.
+
+        Raises:
+            InputError: they are not known, because the training folder is not there.
+        """
+        if isinstance(self.classes, int) or not all(isinstance(name, str) for name in self.classes):
+            raise InputError(f"benchmark task {self.name}: the folder of its classes, {self.train}, is missing.")
+        return tuple(map(str, self.classes))
 
     def class_names(self) -> list[str]:
         """What the classes are called."""
-        return [self.names.get(folder, folder.replace("_", " ")) for folder in self.classes]
+        return [self.names.get(folder, folder.replace("_", " ")) for folder in self.folders]
 
 
 _KINDS = ("instructions", "classes")
@@ -474,7 +484,7 @@ def validate_config(content: Mapping[str, Any], source: str, overrides: Iterable
         InputError: one problem for each wrong key.
     """
     config = _validated(RunConfig, _resolve(apply_overrides(content, overrides), Path.cwd()), source)
-    benchmark = _with_aliases(config.benchmark, config.data_root)
+    benchmark = _with_folders(_with_aliases(config.benchmark, config.data_root), config.data_root)
     return config.model_copy(update={"benchmark": benchmark})
 
 
@@ -492,6 +502,55 @@ def _with_aliases(benchmark: BenchmarkConfig, root: Path) -> BenchmarkConfig:
 
     tasks, probes = (tuple(map(renamed, part)) for part in (benchmark.tasks, benchmark.probes))
     return benchmark.model_copy(update={"tasks": tasks, "probes": probes})
+
+
+def _with_folders(benchmark: BenchmarkConfig, root: Path) -> BenchmarkConfig:
+    """The benchmark with the names of class folders, where these are there, in place of their places or number.
+
+    Raises:
+        InputError: folders that do not fit what the tasks say of them, all named.
+    """
+    problems: list[str] = []
+
+    def named(task: AnyTask) -> AnyTask:
+        if not isinstance(task, ClassTaskConfig) or not (root / (task.train or task.test)).is_dir():
+            return task
+        place = root / (task.train or task.test)
+        found = sorted((entry.name for entry in place.iterdir() if entry.is_dir()), key=_natural)
+        wanted = tuple(found) if isinstance(task.classes, int) else task.classes
+        if isinstance(task.classes, int) and len(found) != task.classes:
+            problems.append(f"{place}: holds {len(found)} class folders, {task.classes} are expected.")
+        outside = [name for name in wanted if isinstance(name, int) and not 0 <= name < len(found)]
+        if outside:
+            problems.append(f"{place}: holds {len(found)} class folders, so there is no number {outside[0]}.")
+            return task
+        folders = tuple(found[name] if isinstance(name, int) else name for name in wanted)
+        strange = sorted(set(task.names) - set(folders))
+        if strange:
+            problems.append(f"benchmark task {task.name}, names: {', '.join(strange)} is no folder of its classes.")
+        return task.model_copy(update={"classes": folders, "names": {**_names_beside(place), **task.names}})
+
+    tasks, probes = (tuple(map(named, part)) for part in (benchmark.tasks, benchmark.probes))
+    if problems:
+        raise InputError(*dict.fromkeys(problems))
+    return benchmark.model_copy(update={"tasks": tasks, "probes": probes})
+
+
+def _natural(name: str) -> tuple[int, int, str]:
+    """Sorts numbers as numbers, before other names."""
+    return (0, int(name), name) if name.isdecimal() else (1, 0, name)
+
+
+def _names_beside(folder: Path) -> dict[str, str]:
+    """What `names.json` beside a folder calls its classes, if it is there."""
+    file = folder.parent / "names.json"
+    if not file.is_file():
+        return {}
+    content = _read_yaml(file)
+    wrong = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, str))]
+    if wrong:
+        raise InputError(f"{file}: {wrong[0]!r}: a class folder and its name must both be strings.")
+    return content
 
 
 def _validated(model: type[_AnySection], content: Mapping[str, Any], source: str) -> _AnySection:

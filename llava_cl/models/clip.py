@@ -139,7 +139,7 @@ class Clip:
         for task in tasks:
             model.prompts.append(self._tokenized(task))
             if self._config.cosine_heads:
-                head = nn.Linear(width, len(task.classes), bias=False, device=parameter.device, dtype=parameter.dtype)
+                head = nn.Linear(width, len(task.folders), bias=False, device=parameter.device, dtype=parameter.dtype)
                 nn.init.zeros_(head.weight)
                 model.heads.append(head.requires_grad_(False))
 

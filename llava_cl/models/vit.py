@@ -127,7 +127,7 @@ class Vit:
         """Adds a head of zeros for each task."""
         width, parameter = self._architecture.hidden_size, next(model.vit.parameters())
         for task in tasks:
-            head = nn.Linear(width, len(task.classes), device=parameter.device, dtype=parameter.dtype)
+            head = nn.Linear(width, len(task.folders), device=parameter.device, dtype=parameter.dtype)
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
             model.heads.append(head.requires_grad_(False))

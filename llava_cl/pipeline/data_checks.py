@@ -123,7 +123,7 @@ class _Check:
         counts: dict[str, int] = {}
         for name in task.paths().values():
             folder = self._root / name
-            records = self._read(functools.partial(load_class_records, classes=task.classes), folder)
+            records = self._read(functools.partial(load_class_records, classes=task.folders), folder)
             counts[name] = len(records)
             if name == task.train and records:
                 self._measurable(len(records))

@@ -59,7 +59,7 @@ class ImageClasses:
         data, size = self.measured(task), self._config.measurement.batch_size
         starts = local_share(range(0, len(data.lengths), size), world)
         sums: torch.Tensor | None = None
-        counts = torch.zeros(len(task.classes), device=world.device)
+        counts = torch.zeros(len(task.folders), device=world.device)
         for begin in starts:
             batch = self.collate([data.dataset[i] for i in range(begin, min(begin + size, len(data.lengths)))])
             labels = batch["labels"].to(world.device)
@@ -67,11 +67,11 @@ class ImageClasses:
                 features = self.family.features(model, batch["pixel_values"].to(world.device)).float()
                 features = torch.nn.functional.normalize(features, dim=1)
             if sums is None:
-                sums = torch.zeros(len(task.classes), features.shape[1], device=world.device)
+                sums = torch.zeros(len(task.folders), features.shape[1], device=world.device)
             sums.index_add_(0, labels, features)
-            counts += labels.bincount(minlength=len(task.classes))
+            counts += labels.bincount(minlength=len(task.folders))
         width = max(gather_objects(0 if sums is None else sums.shape[1], world))
-        sums = torch.zeros(len(task.classes), width, device=world.device) if sums is None else sums
+        sums = torch.zeros(len(task.folders), width, device=world.device) if sums is None else sums
         return (all_reduce_sum(sums, world) / all_reduce_sum(counts, world)[:, None]).cpu()
 
     def beside(self, stage: int) -> TrainedModule | None:
@@ -99,7 +99,7 @@ class ImageClasses:
     def _data(self, task: AnyTask, transform: Plain | Augmented) -> TrainingData:
         assert isinstance(task, ClassTaskConfig) and task.train is not None
         folder = self._config.data_root / task.train
-        records = load_class_records(folder, task.classes)
+        records = load_class_records(folder, task.folders)
         return TrainingData(ClassDataset(records, folder, transform), [1] * len(records))
 
     def collate(self, samples: list[dict[str, Any]], *, with_index: bool = True) -> dict[str, torch.Tensor]:
@@ -122,7 +122,7 @@ class ImageClasses:
         assert isinstance(task, ClassTaskConfig)
         config = self._config
         tasks = range(stage) if config.benchmark.evaluate == "seen" else [self._tasks.index(task)]
-        names = [name for number in tasks for name in self._tasks[number].classes]
+        names = [name for number in tasks for name in self._tasks[number].folders]
         folder = config.data_root / evaluation_folder(task, config.evaluation)
         dataset = ClassDataset([ClassRecord(str(question.id), 0) for question in questions], folder, self._plain)
 

@@ -42,7 +42,7 @@ def fingerprint_data(config: RunConfig) -> dict[str, str]:
     for task in config.benchmark.evaluated:
         if isinstance(task, ClassTaskConfig):
             for name in task.paths().values():
-                found[f"{task.name}: {name}"] = _listing(config.data_root / name, task.classes)
+                found[f"{task.name}: {name}"] = _listing(config.data_root / name, task.folders)
     return found
 
 
@@ -71,6 +71,6 @@ def read_questions(config: RunConfig, task: AnyTask) -> list[QuestionRecord]:
         return load_question_records(config.data_root / evaluation_files(task, config.evaluation)[0])
     folder = config.data_root / evaluation_folder(task, config.evaluation)
     return [
-        QuestionRecord(record.id, (record.id,), "", task.classes[record.label])
-        for record in load_class_records(folder, task.classes)
+        QuestionRecord(record.id, (record.id,), "", task.folders[record.label])
+        for record in load_class_records(folder, task.folders)
     ]
