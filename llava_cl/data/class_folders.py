@@ -71,14 +71,20 @@ class ClassDataset(Dataset[dict[str, Any]]):
 
     Args:
         records: the images.
-        folder: what the records' paths are relative to.
+        root: the data root; links to pictures may not leave it.
+        folder: what the records' paths are relative to, below the root.
         transform: image and index -> pixels; the same for the same arguments and epoch.
     """
 
     def __init__(
-        self, records: Sequence[ClassRecord], folder: Path, transform: Callable[[Image.Image, int], Tensor]
+        self,
+        records: Sequence[ClassRecord],
+        root: Path,
+        folder: str,
+        transform: Callable[[Image.Image, int], Tensor],
     ) -> None:
         self._records = records
+        self._root = root
         self._folder = folder
         self._transform = transform
 
@@ -88,8 +94,9 @@ class ClassDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         filler = index == PADDING_INDEX
         record = self._records[0 if filler else index]
+        image = load_image(f"{self._folder}/{record.id}", self._root)
         return {
-            "pixel_values": self._transform(load_image(record.id, self._folder), max(index, 0)),
+            "pixel_values": self._transform(image, max(index, 0)),
             "labels": IGNORE_INDEX if filler else record.label,
             "index": index,
         }

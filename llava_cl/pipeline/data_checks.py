@@ -127,8 +127,8 @@ class _Check:
             counts[name] = len(records)
             if name == task.train and records:
                 self._measurable(len(records))
-            paths = [record.id for record in records]
-            broken = self._broken(task, paths, self._decoding(folder, paths))
+            paths = [f"{name}/{record.id}" for record in records]
+            broken = self._broken(task, paths, self._decoding(self._root, paths))
             self._problems += _listed(folder, list(broken.values()))
         return TaskData(task, counts, sum(counts.values()))
 

@@ -98,9 +98,9 @@ class ImageClasses:
 
     def _data(self, task: AnyTask, transform: Plain | Augmented) -> TrainingData:
         assert isinstance(task, ClassTaskConfig) and task.train is not None
-        folder = self._config.data_root / task.train
-        records = load_class_records(folder, task.folders)
-        return TrainingData(ClassDataset(records, folder, transform), [1] * len(records))
+        root = self._config.data_root
+        records = load_class_records(root / task.train, task.folders)
+        return TrainingData(ClassDataset(records, root, task.train, transform), [1] * len(records))
 
     def collate(self, samples: list[dict[str, Any]], *, with_index: bool = True) -> dict[str, torch.Tensor]:
         """A batch of pictures."""
@@ -123,8 +123,8 @@ class ImageClasses:
         config = self._config
         tasks = range(stage) if config.benchmark.evaluate == "seen" else [self._tasks.index(task)]
         names = [name for number in tasks for name in self._tasks[number].folders]
-        folder = config.data_root / evaluation_folder(task, config.evaluation)
-        dataset = ClassDataset([ClassRecord(str(question.id), 0) for question in questions], folder, self._plain)
+        records = [ClassRecord(str(question.id), 0) for question in questions]
+        dataset = ClassDataset(records, config.data_root, evaluation_folder(task, config.evaluation), self._plain)
 
         score = self.family.scorer(model, tasks)
 

@@ -27,11 +27,11 @@ PROBE_PER_KIND = 20
 PROBE_KINDS = tuple(general_questions.KIND_WORDS)
 
 
-def save_picture(image: Image.Image, suffix: str, path: Path) -> None:
-    """Write one picture; ".raw.png" stores an enlarged grey picture in its native 28 x 28."""
+def save_picture(image: Image.Image, suffix: str, path: Path, colours: int = 64) -> None:
+    """Write one picture: ".png" in ``colours`` colours, ".raw.png" in grey, another suffix as JPEG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".png":
-        image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
     elif suffix == ".raw.png":
         image.convert("L").save(path, optimize=True)
     else:

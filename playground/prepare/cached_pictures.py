@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -22,13 +23,19 @@ class Pictures:
     facts: list[dict[str, str]]
 
 
-def load(cache: Path, part: str) -> Pictures:
-    """Read every kind of ``part`` ("pretrain" or "probe"), kinds in alphabetical order."""
+def load(cache: Path, part: str, kinds: tuple[str, ...] = KINDS, side: int = 72) -> Pictures:
+    """Read ``kinds`` of ``part`` ("pretrain" or "probe"), resized to ``side`` pixels where they are larger."""
     arrays, facts = [], []
-    for kind in KINDS:
-        arrays.append(np.load(cache / f"{part}-{kind}.npy"))
+    for kind in kinds:
+        images = np.load(cache / f"{part}-{kind}.npy")
+        arrays.append(images if side == images.shape[1] else np.stack([resized(image, side) for image in images]))
         facts += json.loads((cache / f"{part}-{kind}.json").read_text())
     return Pictures(np.concatenate(arrays), facts)
+
+
+def resized(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 ``[side, side, 3]`` of an RGB picture, as the image processors of the vision models resize it."""
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def label_tables(facts: list[dict[str, str]]) -> tuple[dict[str, list[str]], np.ndarray]:
@@ -57,12 +64,18 @@ def cached_label_tables(cache: Path, facts: list[dict[str, str]]) -> tuple[dict[
     return json.loads(names.read_text()), np.load(table)
 
 
-def pixels(images: np.ndarray, generator: torch.Generator | None = None, shift: int = 2) -> torch.Tensor:
-    """Normalised float32 ``[n, 3, 72, 72]``; with a generator every picture is moved by up to ``shift`` pixels."""
+def pixels(
+    images: np.ndarray,
+    generator: torch.Generator | None = None,
+    shift: int = 2,
+    normal: tuple[tuple[float, ...], tuple[float, ...]] = (MEAN, STD),
+) -> torch.Tensor:
+    """Normalised float32 ``[n, 3, side, side]``; with a generator every picture is moved by up to ``shift`` pixels."""
     batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255)
     if generator is not None:
         side = batch.shape[-1]
         padded = torch.nn.functional.pad(batch, (shift,) * 4, mode="replicate")
         moves = torch.randint(0, 2 * shift + 1, (len(batch), 2), generator=generator).tolist()
         batch = torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(padded, moves, strict=True)])
-    return (batch - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normal)
+    return (batch - mean) / std

@@ -1,4 +1,4 @@
-"""Which icons the playground uses: the named things of scenes, and the four groups."""
+"""Which icons the playground uses: the named things of scenes, the four groups, and the classes of the set Icons."""
 
 from __future__ import annotations
 
@@ -59,3 +59,41 @@ GROUPS = {
         womans-boot womans-clothes womans-hat womans-sandal""",
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
+
+# classes of the set Icons: other icons than those above
+EMBLEMS = {
+    "arrow": """back-arrow down-arrow down-left-arrow down-right-arrow end-arrow left-arrow left-arrow-curving-right
+        left-right-arrow on-exclamation-arrow right-arrow right-arrow-curving-down right-arrow-curving-left
+        right-arrow-curving-up soon-arrow top-arrow up-arrow up-down-arrow up-left-arrow up-right-arrow""",
+    "book": """blue-book bookmark-tabs books closed-book green-book ledger notebook notebook-with-decorative-cover
+        open-book orange-book page-facing-up page-with-curl scroll spiral-notepad""",
+    "building": """bank castle church classical-building convenience-store department-store derelict-house factory
+        hindu-temple hospital hotel house-with-garden hut japanese-castle japanese-post-office love-hotel mosque
+        office-building post-office school shinto-shrine stadium synagogue""",
+    "clock": """eight-oclock eight-thirty eleven-oclock eleven-thirty five-oclock five-thirty four-oclock four-thirty
+        mantelpiece-clock nine-oclock nine-thirty one-oclock one-thirty seven-oclock seven-thirty six-oclock
+        six-thirty stopwatch ten-oclock ten-thirty three-oclock three-thirty timer-clock twelve-oclock
+        twelve-thirty two-oclock two-thirty watch""",
+    "face": """angry-face anguished-face astonished-face beaming-face-with-smiling-eyes cold-face confounded-face
+        confused-face crazy-face crying-face disappointed-face downcast-face-with-sweat drooling-face
+        expressionless-face face-with-head-bandage face-with-medical-mask face-with-monocle face-with-rolling-eyes
+        face-with-tears-of-joy face-with-thermometer fearful-face flushed-face frowning-face grimacing-face
+        grinning-face hugging-face kissing-face lying-face money-mouth-face nauseated-face nerd-face neutral-face
+        partying-face pensive-face pleading-face relieved-face shushing-face sleeping-face
+        slightly-smiling-face smiling-face-with-halo smiling-face-with-heart-eyes smiling-face-with-sunglasses
+        smirking-face sneezing-face thinking-face tired-face upside-down-face weary-face winking-face woozy-face
+        worried-face yawning-face zipper-mouth-face""",
+    "hand": """backhand-index-pointing-down backhand-index-pointing-left backhand-index-pointing-right
+        backhand-index-pointing-up call-me-hand clapping-hands crossed-fingers folded-hands
+        hand-with-fingers-splayed handshake index-pointing-at-the-viewer index-pointing-up left-facing-fist
+        leftwards-hand love-you-gesture ok-hand oncoming-fist open-hands palm-down-hand palm-up-hand
+        palms-up-together pinched-fingers pinching-hand raised-back-of-hand raised-fist raised-hand raising-hands
+        right-facing-fist rightwards-hand sign-of-the-horns thumbs-down thumbs-up victory-hand vulcan-salute
+        waving-hand writing-hand""",
+    "heart": """beating-heart black-heart blue-heart broken-heart brown-heart green-heart grey-heart growing-heart
+        heart-decoration heart-exclamation heart-on-fire heart-suit heart-with-arrow heart-with-ribbon
+        light-blue-heart mending-heart orange-heart pink-heart purple-heart red-heart revolving-hearts
+        sparkling-heart two-hearts white-heart yellow-heart""",
+    "plant": """blossom bouquet cactus cherry-blossom fallen-leaf four-leaf-clover herb hibiscus hyacinth lotus
+        maple-leaf palm-tree potted-plant rose rosette seedling shamrock tulip white-flower wilted-flower""",
+}

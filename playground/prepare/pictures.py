@@ -31,6 +31,7 @@ def make(kind: str, item: Any, rng: np.random.Generator, *, vary: bool = False) 
         "digit": _digit,
         "outline": _outline,
         "icon": _icon,
+        "emblem": _icon,
         "scene": _scene,
         "group": _group,
         "flag": _flag,

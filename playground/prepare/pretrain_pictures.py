@@ -20,6 +20,7 @@ COUNTS = {
     "digit": 12000,
     "outline": 14000,
     "icon": 16000,
+    "emblem": 6000,
     "scene": 20000,
     "group": 12000,
     "flag": 6000,

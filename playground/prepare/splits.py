@@ -49,13 +49,15 @@ def items(kind: str, part: Part) -> list[Any]:
     """The items of one picture kind that ``part`` may draw from, in a fixed order.
 
     Arrangements of named things and flags are few, so train and probe share theirs with pre-training (other pictures of
-    them); their val and test items are held out all the same. Icons alone are shared by all parts.
+    them); their val and test items are held out all the same, as are those of emblems, the icons of the set Icons. The
+    icons of ``icon_names.GROUPS`` alone are shared by all parts.
     """
     reader: dict[str, Callable[[Part], list[Any]]] = {
         "garment": _garments,
         "digit": _digits,
         "outline": _outlines,
         "icon": _icons,
+        "emblem": _emblems,
         "scene": _scenes,
         "group": _groups,
         "flag": _flags,
@@ -109,6 +111,17 @@ def _icons(part: Part) -> list[tuple[str, str]]:
 def _known_icons(group: str) -> list[str]:
     names = icon_names.GROUPS[group].split()
     return [n for n in names if n in icon_names.THINGS or _share("icon" + n) >= 0.23]
+
+
+def _emblems(part: Part) -> list[tuple[str, str]]:
+    """A fifth of every class's icons for val, three tenths for test; the other parts share the rest."""
+    chosen = []
+    for word, text in icon_names.EMBLEMS.items():
+        names = sorted(text.split(), key=lambda name: _share("emblem" + name))
+        val, test = round(0.2 * len(names)), round(0.5 * len(names))
+        part_of = {"val": names[:val], "test": names[val:test]}
+        chosen += [(word, name) for name in sorted(part_of.get(part, names[test:]))]
+    return chosen
 
 
 def _scenes(part: Part) -> list[tuple[str, str, str]]:
