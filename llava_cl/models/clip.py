@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,4 +188,5 @@ class Clip:
     def save(self, model: Any, folder: Path, layout: str) -> None:
         """Writes transformers' CLIP; heads are left out."""
         model.clip.save_pretrained(folder)
+        shutil.copyfile(self._config.path / "preprocessor_config.json", folder / "preprocessor_config.json")
         AutoTokenizer.from_pretrained(self._config.path, local_files_only=True).save_pretrained(folder)

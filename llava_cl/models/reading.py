@@ -15,6 +15,7 @@ from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosi
 
 from llava_cl.config import ModelConfig
 from llava_cl.errors import InputError
+from llava_cl.models.contract import ImageSpec
 from llava_cl.store import read_json
 
 _LISTED = 10
@@ -53,6 +54,14 @@ def normalisation(folder: Path) -> tuple[tuple[float, float, float], tuple[float
     if missing:
         raise InputError(*missing)
     return tuple(processor["image_mean"]), tuple(processor["image_std"])
+
+
+def processor_config(kind: str, images: ImageSpec) -> dict[str, Any]:
+    """The content of `preprocessor_config.json` for images that are resized to a square."""
+    side = {"height": images.size, "width": images.size}
+    steps = {"do_resize": True, "do_rescale": True, "do_normalize": True}
+    values = {"image_mean": list(images.mean), "image_std": list(images.std), "size": side}
+    return {"image_processor_type": kind, **steps, **values}
 
 
 def read_model(

@@ -15,8 +15,8 @@ from llava_cl.errors import InputError
 from llava_cl.models import vit_timm
 from llava_cl.models.classes import class_loss
 from llava_cl.models.contract import ImageSpec, LinearTarget
-from llava_cl.models.reading import complain, normalisation, read_config, read_model
-from llava_cl.store import read_json
+from llava_cl.models.reading import complain, normalisation, processor_config, read_config, read_model
+from llava_cl.store import read_json, write_json
 
 _ADAPTED = ("k_proj", "v_proj", "key", "value")  # transformers 5 has used both pairs of names
 _HEAD_STD = 0.02
@@ -178,3 +178,4 @@ class Vit:
             whole.classifier.weight.copy_(weight)
             whole.classifier.bias.copy_(torch.cat([head.bias for head in heads]))
         whole.save_pretrained(folder)
+        write_json(folder / "preprocessor_config.json", processor_config("ViTImageProcessor", self.image_spec()))

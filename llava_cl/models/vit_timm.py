@@ -68,6 +68,10 @@ def architecture(folder: Path) -> ViTConfig:
     ]
     if missing:
         raise InputError(*missing)
+    if len(shapes["patch_embed.proj.weight"]) != 4 or len(shapes["pos_embed"]) != 3:
+        raise InputError(
+            f"{folder / _WEIGHTS}: patch_embed.proj.weight or pos_embed has not the shape of a plain ViT's."
+        )
     width, channels, patch, _ = shapes["patch_embed.proj.weight"]
     side = round((shapes["pos_embed"][1] - 1) ** 0.5)
     blocks = {key.split(".")[1] for key in shapes if key.startswith("blocks.")}

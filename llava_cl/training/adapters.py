@@ -110,6 +110,7 @@ def collect(
     the trained factors with a minus, as further rows of A and columns of B.
     """
     tensors: dict[str, torch.Tensor] = {}
+    carried = train_a and any(begin.b.any() for begin in start.values())
     for name, begin in start.items():
         a, b = _factors(peft_model, name)
         with _gathered([a, b]):
@@ -118,7 +119,7 @@ def collect(
         first = LoraFactors(begin.a.cpu().to(a.dtype).float(), begin.b.cpu().to(b.dtype).float())
         if not train_a:
             last = LoraFactors(last.a, last.b - first.b)
-        elif first.b.any():
+        elif carried:
             last = LoraFactors(torch.cat([last.a, first.a]), torch.cat([last.b, -first.b], dim=1))
         tensors[f"{_PREFIX}{name}.lora_A.weight"], tensors[f"{_PREFIX}{name}.lora_B.weight"] = last
     if projector:

@@ -100,7 +100,8 @@ def measure(
         progress: called with the number of samples done on this rank.
 
     Returns:
-        The statistics; tensors of other owners are dropped. Mean inputs are over batches of the size of the first.
+        The statistics; tensors of other owners are dropped. Mean inputs are over the batches of the largest size, of
+        any rank, that nothing fills up.
 
     Raises:
         RunError: a targeted layer that no batch reached, no sample with a label, or a value that is not finite.
@@ -115,6 +116,7 @@ def measure(
             samples += int((supervised & real).sum())
             skipped += int((~supervised & real).sum())
             collector.mask_of = functools.partial(token_mask, batch)
+            collector.full = bool(real.all())
             inputs = {key: value for key, value in batch.items() if key != "index"}
             with torch.set_grad_enabled(GRADIENT in wanted):
                 loss = model(**inputs, per_sample=True)["loss"]
@@ -136,6 +138,7 @@ def _reduce(collector: _Collector, samples: int, skipped: int, owners: Mapping[s
             f"no batch reached {len(unreached)} targeted layers, first {unreached[0]}: the model's forward "
             "bypasses them, so they cannot be adapted; exclude them from the targets."
         )
+    collector.agree(world)
     keys = sorted(collector.keys)
     device = collector.device
     totals = torch.tensor([samples, skipped, *(collector.tokens.get(key, 0) for key in keys)], device=device)
@@ -143,7 +146,6 @@ def _reduce(collector: _Collector, samples: int, skipped: int, owners: Mapping[s
     if total_samples == 0:
         raise RunError("no sample of the task has a supervised token, so no gradient can be measured.")
     tokens = dict(zip(keys, counted, strict=True))
-    collector.complete(world)
     reduce_sums(collector.sums, {key: owners[name] for key, (_, name) in collector.keys.items()}, world)
     result = Statistics(samples=total_samples, skipped=total_skipped)
     means = {GRADIENT: result.gradients, SECOND_MOMENT: result.second_moments, MEAN_INPUT: result.mean_inputs}
@@ -171,6 +173,8 @@ class _Collector:
         """Tokens that went into each sum over inputs."""
         self.mask_of: Callable[[str], torch.Tensor] | None = None
         """Which tokens of the running forward pass count at an input; None outside of one."""
+        self.full = True
+        """Whether nothing fills up the running batch."""
         self.device = next(iter(targets.values())).module.weight.device
         self._reached: set[str] = set()
         self._handles: list[Any] = []
@@ -228,12 +232,12 @@ class _Collector:
 
     def _mean_hook(self, key: str) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
-            if self.mask_of is None:
+            if self.mask_of is None or not self.full:
                 return
             x = inputs[0].detach().flatten(0, -2).float()
-            if key not in self.sums:
-                self._allocate(key, (x.shape[1], x.shape[0]))
-            if self.sums[key].shape[1] != x.shape[0]:
+            if key not in self.sums or self.sums[key].shape[1] < x.shape[0]:
+                self._start_again(key, (x.shape[1], x.shape[0]))
+            if self.sums[key].shape[1] > x.shape[0]:
                 return
             self._reached.add(key)
             self.sums[key].add_(x.T)
@@ -241,13 +245,19 @@ class _Collector:
 
         return hook
 
-    def complete(self, world: World) -> None:
-        """Gives a rank without a batch the zero sums that the others have."""
+    def _start_again(self, key: str, shape: tuple[int, ...]) -> None:
+        self._allocate(key, shape)
+        self.tokens[key] = 0
+
+    def agree(self, world: World) -> None:
+        """Gives sums over places in a batch the largest shape of all ranks; a rank with another has nothing to add."""
+        own = {key: tuple(tensor.shape) for key, tensor in self.sums.items()}
         shapes: dict[str, tuple[int, ...]] = {}
-        for part in gather_objects({key: tuple(tensor.shape) for key, tensor in self.sums.items()}, world):
-            shapes.update(part)
-        for key in sorted(shapes.keys() - self.sums.keys()):
-            self._allocate(key, shapes[key])
+        for part in gather_objects(own, world):
+            shapes.update({key: max(shape, shapes.get(key, shape)) for key, shape in part.items()})
+        for key, shape in shapes.items():
+            if own.get(key) != shape:
+                self._start_again(key, shape)
 
     def unreached(self) -> list[str]:
         """Names of sums that no batch has touched."""
