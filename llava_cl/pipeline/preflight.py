@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ from llava_cl.config import RunConfig, TaskConfig
 from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.scorers import SCORERS
 from llava_cl.methods import build_method
+from llava_cl.models import LinearTarget
 from llava_cl.pipeline.samples import chosen_targets, samples_of
 from llava_cl.pipeline.scoring import task_scorer
 from llava_cl.pipeline.task_data import data_files, evaluation_files, image_folders
@@ -116,7 +118,9 @@ def memory_bytes(config: RunConfig) -> int:
     weights = width * sum(parameter.numel() for parameter in skeleton.parameters())
     targets = [target.module.weight for target in chosen_targets(config, models, skeleton).values()]
     method = build_method(config.method)
-    sums = sum(4 * weight.numel() for weight in targets) if "gradient" in method.before | method.after else 0
+    wanted = method.before | method.after
+    sums = sum(4 * weight.numel() for weight in targets) if "gradient" in wanted else 0
+    sums += _moment_bytes(chosen_targets(config, models, skeleton)) if {"second_moment", "past_moment"} & wanted else 0
     beside = samples.beside(1)
     trained = sum(config.lora.rank * sum(weight.shape) for weight in targets)
     trained += sum(p.numel() for p in skeleton.get_submodule(beside.name).parameters()) if beside else 0
@@ -136,7 +140,15 @@ def required_bytes(config: RunConfig) -> int:
     bases = sum(4 * columns * columns for _, columns in shapes)
     # A resume point holds the trained tensors with their two moments, and the next is written before it goes.
     resume = 6 * (adapters + projector) if config.training.checkpoint_every else 0
-    return (2 * adapters + projector) * len(config.benchmark.tasks) + bases + resume
+    moments = 0
+    if "past_moment" in build_method(config.method).after:
+        moments = _moment_bytes(chosen_targets(config, models, skeleton))
+    return (2 * adapters + projector + moments) * len(config.benchmark.tasks) + bases + resume
+
+
+def _moment_bytes(targets: Mapping[str, LinearTarget]) -> int:
+    """Bytes of one fp32 second moment for each input."""
+    return sum(4 * features**2 for features in {t.source: t.module.in_features for t in targets.values()}.values())
 
 
 def _check_model(config: RunConfig) -> None:

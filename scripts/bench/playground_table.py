@@ -1,9 +1,9 @@
-"""The README's table: every method on both playground streams, learning rates chosen on the validation split.
+"""The README's tables: methods on the playground's streams, learning rates chosen on the validation split.
 
     python scripts/bench/playground_table.py --output runs/table --jobs 2
 
 First each method learns the stream's first three tasks with every learning rate of its grid and is scored on the
-validation split; the rate with the best mean final accuracy is kept. Then it runs the whole stream with that rate
+validation split; the rate with the best mean final accuracy is kept. "zero_shot" is the untouched model. Then it runs the whole stream with that rate
 and three other seeds, scored on the test split. Runs are ordinary run directories, each in one process with one
 thread: what is there already is used again.
 """
@@ -20,15 +20,38 @@ from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-STREAMS = ("ucit", "dcl")
-GRIDS = {
+_INSTRUCTIONS = {
     "sequential": (2e-4, 5e-4, 1e-3, 2e-3),
     "ablation_random_frozen": (1e-3, 2e-3, 5e-3),
     "ablation_unprotected": (2e-4, 5e-4, 1e-3, 2e-3),
     "keeplora": (1e-3, 2e-3, 5e-3),
     "keeplora_feature": (1e-3, 2e-3, 5e-3, 1e-2),
 }
-METRICS = ("MFT", "MFN", "MAA", "BWT", "Retention")
+GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
+    "ucit": _INSTRUCTIONS,
+    "dcl": _INSTRUCTIONS,
+    "cil": {
+        "sequential": (1e-4, 3e-4, 1e-3),
+        "olora": (1e-4, 3e-4, 1e-3),
+        "inflora": (3e-4, 1e-3, 3e-3),
+        "splitlora": (3e-4, 1e-3, 3e-3),
+        "keeplora": (3e-4, 1e-3, 3e-3),
+    },
+    "mtil": {
+        "zero_shot": (),
+        "sequential": (3e-4, 1e-3, 2e-3),
+        "keeplora": (5e-4, 1e-3, 2e-3),
+        "keeplora_mean_feature": (5e-4, 1e-3, 2e-3),
+        "keeplora_plus": (5e-4, 1e-3, 2e-3),
+    },
+}
+METRICS = {
+    "ucit": ("MFT", "MFN", "MAA", "BWT", "Retention"),
+    "dcl": ("MFT", "MFN", "MAA", "BWT", "Retention"),
+    "cil": ("LastAll", "AAA", "Forgetting"),
+    "mtil": ("Transfer", "Average", "Last"),
+}
+ZERO_SHOT = "zero_shot"
 SELECTION_SEED = 100
 SELECTION_TASKS = 3
 
@@ -65,15 +88,18 @@ def run(job: Job, output: Path) -> dict[str, float]:
         "training.micro_batch=16",
         "distributed.ranks=1",
         f"evaluation.split={job.split}",
-        "evaluation.zero_shot=false",
+        f"evaluation.zero_shot={str(job.method == ZERO_SHOT).lower()}",
     ]
-    config = load_config(ROOT / f"configs/runs/playground_{job.stream}_{job.method}.yaml", overrides)
+    method = "keeplora" if job.method == ZERO_SHOT else job.method
+    config = load_config(ROOT / f"configs/runs/playground_{job.stream}_{method}.yaml", overrides)
     if job.split == "validation":
         first = {"tasks": config.benchmark.tasks[:SELECTION_TASKS], "probes": ()}
         config = config.model_copy(update={"benchmark": config.benchmark.model_copy(update=first)})
-    launch = Launch(job.folder(output))
+    launch = Launch(job.folder(output), until=0 if job.method == ZERO_SHOT else None)
     metrics = execute(config, launch, _Quiet(), after_stage=lambda run: None, run_stage=stage_runner(config))
-    summary = {name: metrics["summary"][name] for name in METRICS if name in metrics["summary"]}
+    if job.method == ZERO_SHOT:
+        return dict.fromkeys(METRICS[job.stream], statistics.mean(metrics["base_row"]))
+    summary = {name: metrics["summary"][name] for name in ("MFN", *METRICS[job.stream]) if name in metrics["summary"]}
     return summary if not config.benchmark.probes else {**summary, "Retention": metrics["probes"]["rows"][-1][0]}
 
 
@@ -94,11 +120,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/table"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--methods", nargs="+", default=list(GRIDS), choices=list(GRIDS))
-    parser.add_argument("--streams", nargs="+", default=list(STREAMS), choices=list(STREAMS))
+    parser.add_argument("--methods", nargs="+", help="default: all of a stream's")
+    parser.add_argument("--streams", nargs="+", default=list(GRIDS), choices=list(GRIDS))
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    pairs = [(stream, method) for stream in arguments.streams for method in arguments.methods]
+    pairs = [
+        (stream, method)
+        for stream in arguments.streams
+        for method in GRIDS[stream]
+        if arguments.methods is None or method in arguments.methods
+    ]
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
 
         def run_all(jobs: list[Job]) -> dict[Job, dict[str, float]]:
@@ -113,12 +144,14 @@ def main() -> None:
             [
                 Job(stream, method, rate, SELECTION_SEED, "validation")
                 for stream, method in pairs
-                for rate in GRIDS[method]
+                for rate in GRIDS[stream][method]
             ]
         )
         chosen = {
             pair: max(
-                (job for job in search if (job.stream, job.method) == pair), key=lambda job: search[job]["MFN"]
+                (job for job in search if (job.stream, job.method) == pair),
+                key=lambda job: search[job]["MFN"],
+                default=Job(*pair, learning_rate=1e-3, seed=0, split="test"),
             ).learning_rate
             for pair in pairs
         }
@@ -126,16 +159,18 @@ def main() -> None:
             [
                 Job(stream, method, chosen[stream, method], seed, "test")
                 for stream, method in pairs
-                for seed in arguments.seeds
+                for seed in (arguments.seeds if method != ZERO_SHOT else arguments.seeds[:1])
             ]
         )
     tables = []
     for stream in arguments.streams:
-        lines = [f"| {stream} | learning rate | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 2) + "|"]
-        for method in arguments.methods:
+        names = METRICS[stream]
+        lines = [f"| {stream} | learning rate | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+        for method in (method for own, method in pairs if own == stream):
             results = [result for job, result in final.items() if (job.stream, job.method) == (stream, method)]
-            cells = [_spread([result[name] for result in results]) for name in METRICS]
-            lines.append(f"| {method} | {chosen[stream, method]:g} | " + " | ".join(cells) + " |")
+            cells = [_spread([result[name] for result in results]) for name in names]
+            rate = f"{chosen[stream, method]:g}" if method != ZERO_SHOT else ""
+            lines.append(f"| {method} | {rate} | " + " | ".join(cells) + " |")
         tables.append("\n".join(lines))
     text = "\n\n".join(tables) + "\n"
     (arguments.output / "table.md").write_text(text)
