@@ -3,9 +3,9 @@
     python scripts/bench/playground_table.py --output runs/table --jobs 2
 
 First each method learns the stream's first three tasks with every learning rate of its grid and is scored on the
-validation split; the rate with the best mean final accuracy is kept. "zero_shot" is the untouched model. Then it runs the whole stream with that rate
-and three other seeds, scored on the test split. Runs are ordinary run directories, each in one process with one
-thread: what is there already is used again.
+validation split; the rate with the best mean final accuracy is kept. Then it runs the whole stream with that rate
+and three other seeds, scored on the test split. "zero_shot" is the untouched model. Runs are ordinary run
+directories, each in one process with one thread: what is there already is used again.
 """
 
 from __future__ import annotations
