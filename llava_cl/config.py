@@ -197,7 +197,8 @@ class ModelConfig(_Section):
 
     `vision_tower` is needed only where a checkpoint of LLaVA's own layout does not find its tower by itself. `dtype` is
     what the run computes in; "auto", the checkpoint's own, is for exports alone. `cosine_heads` gives a CLIP a head for
-    each task beside its prompts (KeepLoRA+).
+    each task beside its prompts (KeepLoRA+). `truncate` keeps of the weights of a CLIP's towers, by the linears' own
+    names, the singular directions that hold a share of the singular values' sum (`{vision: {q_proj: 0.9}}`).
     """
 
     family: str = "llava"
@@ -206,6 +207,7 @@ class ModelConfig(_Section):
     dtype: Literal["float32", "bfloat16", "auto"] = "bfloat16"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     cosine_heads: bool = False
+    truncate: dict[str, dict[str, Annotated[float, Field(gt=0, le=1)]]] = {}
 
 
 class MethodConfig(_Section):

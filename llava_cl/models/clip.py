@@ -17,6 +17,7 @@ from llava_cl.errors import InputError
 from llava_cl.models.classes import class_loss
 from llava_cl.models.contract import ImageSpec, LinearTarget
 from llava_cl.models.reading import complain, normalisation, read_config, read_model
+from llava_cl.subspace import truncate_spectrum
 
 _SOURCES = {"q_proj": "input", "k_proj": "input", "v_proj": "input", "out_proj": "output"}
 _TOWERS = {"vision": "clip.vision_model", "text": "clip.text_model"}
@@ -110,7 +111,22 @@ class Clip:
         complain(self._config.path, problems)
         model = ClipClassifier(self._architecture, clip)
         model.requires_grad_(False)
+        self._truncate(model)
         return model.eval().to(device)
+
+    def _truncate(self, model: ClipClassifier) -> None:
+        """Takes the smallest singular directions off the weights that the configuration names."""
+        for part, ratios in self._config.truncate.items():
+            if part not in _TOWERS:
+                raise InputError(f"model.truncate: '{part}' is none of {', '.join(_TOWERS)}.")
+            modules = model.get_submodule(_TOWERS[part]).named_modules()
+            linears = [(name.rpartition(".")[2], module) for name, module in modules if isinstance(module, nn.Linear)]
+            strange = sorted(ratios.keys() - {leaf for leaf, _ in linears})
+            if strange:
+                raise InputError(f"model.truncate.{part}: {', '.join(strange)} is no linear of this tower.")
+            for leaf, module in linears:
+                if leaf in ratios and module.weight.device.type != "meta":
+                    module.weight.copy_(truncate_spectrum(module.weight, ratios[leaf]))
 
     def linear_targets(self, model: Any) -> dict[str, LinearTarget]:
         """Query, key, value and output projection of every block of both towers."""

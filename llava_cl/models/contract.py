@@ -165,6 +165,8 @@ def family(config: ModelConfig) -> ModelFamily:
     families = _families()
     if config.family not in families:
         raise InputError(f"model.family: unknown '{config.family}'; known: {', '.join(sorted(families))}.")
+    if config.family != "clip" and (config.truncate or config.cosine_heads):
+        raise InputError(f"model.truncate and model.cosine_heads are for 'clip', not for '{config.family}'.")
     return families[config.family](config)
 
 
