@@ -66,7 +66,10 @@ class Augmented:
         """float32 `[3, size, size]`, the same for the same epoch and index."""
         text = f"{self._seed}/{self.epoch}/{index}"
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1)
+            # Only that of the CPU, from which torchvision draws.
+            torch.default_generator.manual_seed(
+                int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+            )
             augmented = self._transform(image.convert("RGB"))
         return torch.from_numpy(normalise(augmented, *self._normalisation))
 
@@ -74,8 +77,11 @@ class Augmented:
 def _torchvision_transform(policy: str, size: int, interpolation: str) -> Callable[[Image.Image], Any]:
     try:
         from torchvision import transforms
-    except ImportError as error:
-        raise InputError("images.augment: AutoAugment is torchvision's: pip install 'llava_cl[vision]'.") from error
+    except (ImportError, RuntimeError) as error:  # the latter where its build does not fit that of torch
+        raise InputError(
+            f"images.augment: AutoAugment is torchvision's, which cannot be imported ({error}): "
+            "pip install 'llava_cl[vision]'."
+        ) from error
     return transforms.Compose(
         [
             transforms.AutoAugment(

@@ -57,5 +57,6 @@ class SplitLora(LoraMethod):
             assert statistics.gradient is not None
             within = residual_directions(statistics.gradient.cpu() @ minor, None, rank).a @ minor.T
             return LoraFactors(within * (usual.norm() / within.norm()), b)
-        drawn = (minor @ torch.randn(minor.shape[1], rank, generator=generator)).T
+        # M^T Z of a Gaussian Z is Gaussian, too, and M M^T Z does not depend on the axes that were found for the space.
+        drawn = (minor @ (minor.T @ torch.randn(shape[1], rank, generator=generator))).T
         return LoraFactors(drawn * (usual.norm() / drawn.norm() / (statistics.tasks + 1)), b)

@@ -77,7 +77,7 @@ class Clip:
     """CLIP in the layout of transformers (see `llava_cl.models.contract.ClassifierFamily`)."""
 
     layouts: tuple[str, ...] = ("hf",)
-    zero_shot = True
+    head_from_means = True
 
     def __init__(self, config: ModelConfig) -> None:
         read_config(config, ("clip",))
@@ -181,9 +181,10 @@ class Clip:
         return f"heads.{task}" if self._config.cosine_heads else None
 
     def head_start(
-        self, model: Any, task: int, means: torch.Tensor, generator: torch.Generator
+        self, model: Any, task: int, means: torch.Tensor | None, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         """The means of the classes' image features, of length one (KeepLoRA+)."""
+        assert means is not None
         return {"weight": functional.normalize(means, dim=-1)}
 
     def features(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:

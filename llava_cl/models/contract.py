@@ -115,10 +115,10 @@ class ClassifierFamily(ModelFamily, Protocol):
     """A model that tells the classes of images.
 
     Attributes:
-        zero_shot: knows classes by their names, before it has learned them.
+        head_from_means: heads start from the means of their classes' features.
     """
 
-    zero_shot: bool
+    head_from_means: bool
 
     def install(self, model: PreTrainedModel, tasks: Sequence[ClassTaskConfig]) -> None:
         """Gives a model of `load` or `skeleton` what the classes of a stream need, before anything is learned."""
@@ -136,11 +136,12 @@ class ClassifierFamily(ModelFamily, Protocol):
         """What a head reads of `[images, 3, size, size]`: `[images, width]`."""
 
     def head_start(
-        self, model: PreTrainedModel, task: int, means: torch.Tensor, generator: torch.Generator
+        self, model: PreTrainedModel, task: int, means: torch.Tensor | None, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         """How the parameters of a task's head start, by their names in the head.
 
-        `means` are the means over each class's images of their features at unit length, `[classes, width]` fp32.
+        `means` are the means over each class's images of their features at unit length, `[classes, width]` fp32; None
+        where heads do not start from them.
         """
 
     def scorer(self, model: PreTrainedModel, tasks: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:

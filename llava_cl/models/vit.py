@@ -56,7 +56,7 @@ class Vit:
     """ViT in the layout of transformers or of timm (see `llava_cl.models.contract.ClassifierFamily`)."""
 
     layouts: tuple[str, ...] = ("hf",)
-    zero_shot = False
+    head_from_means = False
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
@@ -145,11 +145,12 @@ class Vit:
         return model.features(pixel_values)
 
     def head_start(
-        self, model: Any, task: int, means: torch.Tensor, generator: torch.Generator
+        self, model: Any, task: int, means: torch.Tensor | None, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         """Normal weights of standard deviation 0.02, no bias (as timm starts a head)."""
-        drawn = torch.empty(means.shape).normal_(0, _HEAD_STD, generator=generator)
-        return {"weight": drawn, "bias": torch.zeros(len(means))}
+        head = model.heads[task]
+        drawn = torch.empty(head.weight.shape).normal_(0, _HEAD_STD, generator=generator)
+        return {"weight": drawn, "bias": torch.zeros(head.bias.shape)}
 
     def scorer(self, model: Any, tasks: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
         """Scores of all classes of the tasks, head after head."""

@@ -19,6 +19,7 @@ from llava_cl.data import (
     load_class_records,
 )
 from llava_cl.distributed import World, all_reduce_sum, gather_objects, local_share
+from llava_cl.errors import InputError
 from llava_cl.evaluation.predict import predict
 from llava_cl.models import ClassifierFamily, classifier_family
 from llava_cl.pipeline.samples import TrainedModule, TrainingData
@@ -33,7 +34,12 @@ class ImageClasses:
         self.family: ClassifierFamily = classifier_family(config.model)
         self._tasks = [task for task in config.benchmark.evaluated if isinstance(task, ClassTaskConfig)]
         spec, images = self.family.image_spec(), config.images
-        self._plain = Plain(spec.size, images.resize or spec.size, images.interpolation, spec.mean, spec.std)
+        resize = images.resize or spec.size
+        if min([resize] if isinstance(resize, int) else resize) < spec.size:
+            raise InputError(f"images.resize: {resize} is less than the model's side of {spec.size} pixels.")
+        self._plain = Plain(spec.size, resize, images.interpolation, spec.mean, spec.std)
+        if images.augment is not None:
+            self._augmented(seed=0)  # now, so that what it needs is found missing before a run
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Heads or prompts of all tasks."""
@@ -50,7 +56,8 @@ class ImageClasses:
         head = self.family.head(stage - 1)
         if head is None:
             return {}
-        means = self._class_means(model, self._tasks[stage - 1], world)
+        task = self._tasks[stage - 1]
+        means = self._class_means(model, task, world) if self.family.head_from_means else None
         start = self.family.head_start(model, stage - 1, means, generator)
         return {f"{head}.{name}": value for name, value in start.items()}
 
@@ -82,15 +89,19 @@ class ImageClasses:
 
     def training(self, task: AnyTask, seed: int) -> TrainingData:
         """Pictures of the training split, augmented where that is configured."""
-        spec, images = self.family.image_spec(), self._config.images
-        if images.augment is None:
+        if self._config.images.augment is None:
             return self.measured(task)
-        augmented = Augmented(images.augment, spec.size, images.interpolation, spec.mean, spec.std, seed)
+        augmented = self._augmented(seed)
 
         def set_epoch(epoch: int) -> None:
             augmented.epoch = epoch
 
         return self._data(task, augmented)._replace(set_epoch=set_epoch)
+
+    def _augmented(self, seed: int) -> Augmented:
+        spec, images = self.family.image_spec(), self._config.images
+        assert images.augment is not None
+        return Augmented(images.augment, spec.size, images.interpolation, spec.mean, spec.std, seed)
 
     def measured(self, task: AnyTask) -> TrainingData:
         """Pictures of the training split as they are evaluated."""

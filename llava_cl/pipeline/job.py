@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -90,6 +90,11 @@ class Job:
             if folders:
                 replay(model, folders)
         return model
+
+    def wanted(self, when: Literal["before", "after"]) -> frozenset[str]:
+        """What the method wants to know before or after a stage's training, of any part of the model."""
+        parts = ("", *self.config.method.parts)
+        return frozenset().union(*(getattr(self.method(part), when) for part in parts))
 
     def method(self, part: str = "") -> Method:
         """The run's method for a part of the model."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from llava_cl.config import RunConfig, TaskConfig
+from llava_cl.config import ClassTaskConfig, RunConfig, TaskConfig
 from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.scorers import SCORERS
 from llava_cl.methods import build_method
@@ -30,15 +30,18 @@ def check_plan(config: RunConfig, ranks: int) -> None:
     problems = list(problems_of(lambda: _check_method(config), lambda: config.training.micro_batch_for(ranks)))
     if config.model.dtype == "auto":
         problems.append("model.dtype: a run computes in float32 or bfloat16; 'auto' is for exports.")
-    if (
-        config.model.dtype == "bfloat16"
-        and config.distributed.deepspeed is None
-        and config.training.projector_learning_rate
-    ):
-        problems.append(
-            "distributed.deepspeed: without DeepSpeed's fp32 copies a bfloat16 projector does not train; name a "
-            "DeepSpeed file, or freeze it with training.projector_learning_rate=null."
-        )
+    if config.model.dtype == "bfloat16" and config.distributed.deepspeed is None:
+        way = "name a DeepSpeed file"
+        if isinstance(config.benchmark.tasks[0], ClassTaskConfig):
+            if config.model.family != "clip" or config.model.cosine_heads:
+                problems.append(
+                    f"distributed.deepspeed: without its fp32 copies a bfloat16 head does not train; {way}."
+                )
+        elif config.training.projector_learning_rate:
+            problems.append(
+                f"distributed.deepspeed: without its fp32 copies a bfloat16 projector does not train; {way}, or freeze "
+                "it with training.projector_learning_rate=null."
+            )
     for task in config.benchmark.evaluated:
         where = f"benchmark task {task.name}"
         scorer = SCORERS.get(task.scorer)

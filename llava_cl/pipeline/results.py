@@ -60,10 +60,11 @@ def _row(stage: StageDirectory, tasks: list[str], key: str) -> list[float | None
 
 
 def _majority(stages: list[StageDirectory]) -> dict[str, float | None]:
+    shares: dict[str, float | None] = {}
     for stage in stages:
         if stage.scores.is_file():
-            return {task: score["majority"] for task, score in read_json(stage.scores)["scores"].items()}
-    return {}
+            shares |= {task: score["majority"] for task, score in read_json(stage.scores)["scores"].items()}
+    return shares
 
 
 def _stage_facts(stage: StageDirectory) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def initialise(job: Job, method: Method, stage: int) -> list[Path]:
     start = job.samples.start(model, stage, torch.Generator().manual_seed(job.seed(stage, "head")), job.world)
     install(model, start)
     targets, owners = job.targets(model), job.owners(model)
-    measured = _measure(job, model, stage, "measure", method.before, owners)
+    measured = _measure(job, model, stage, "measure", job.wanted("before"), owners)
     report = job.progress.step(stage, "initialise")
     a: dict[str, torch.Tensor] = {}
     b: dict[str, torch.Tensor] = {}
@@ -70,9 +70,9 @@ def initialise(job: Job, method: Method, stage: int) -> list[Path]:
         owned = _owned(job, model, owners)
         bases = load_bases(job.run, stage - 1, owned)
         known = _Known(measured, stage - 1)
-        if stage > 1 and "past_moment" in method.before:
+        if stage > 1 and "past_moment" in job.wanted("before"):
             known.past_moments = load_moments(job.run, stage - 1, {target.source for target in owned.values()})[0]
-        if stage > 1 and "adapter" in method.before:
+        if stage > 1 and "adapter" in job.wanted("before"):
             known.adapters = load_factors(job.stage(stage - 1).adapter, owned)
         for done, (name, (module, source, part)) in enumerate(owned.items(), start=1):
             generator = torch.Generator().manual_seed(job.seed(stage, f"initialise/{name}"))
@@ -165,7 +165,7 @@ def protect(job: Job, method: Method, stage: int) -> list[Path]:
     """Measures the merged model and grows the basis by what the task uses."""
     model = job.load_model(stage)
     owners = job.owners(model)
-    measured = _measure(job, model, stage, "remeasure", method.after, owners)
+    measured = _measure(job, model, stage, "remeasure", job.wanted("after"), owners)
     report = job.progress.step(stage, "protect")
     mine: dict[str, torch.Tensor] = {}
     files = [job.stage(stage).subspace]
@@ -174,10 +174,10 @@ def protect(job: Job, method: Method, stage: int) -> list[Path]:
         bases = load_bases(job.run, stage - 1, owned)
         before = {name: basis.shape[1] for name, basis in bases.items()}
         known = _Known(measured, stage)
-        if "past_moment" in method.after:
+        if "past_moment" in job.wanted("after"):
             known.past_moments = update_moments(job, stage, measured.second_moments, measured.tokens, owners)
             files.append(job.stage(stage).moments)
-        if "adapter" in method.after:
+        if "adapter" in job.wanted("after"):
             known.adapters = load_factors(job.stage(stage).adapter, owned)
         for done, (name, target) in enumerate(owned.items(), start=1):
             with _naming(name):

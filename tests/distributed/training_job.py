@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
-from llava_cl.config import RunConfig, validate_config
+from llava_cl.config import MethodConfig, RunConfig, validate_config
 from llava_cl.data import collate_train
 from llava_cl.distributed import World
-from llava_cl.methods import LoraFactors
+from llava_cl.methods import LoraFactors, build_method
 from llava_cl.models import LinearTarget, family
-from llava_cl.training.adapters import attach, collect
+from llava_cl.training.adapters import attach, collect, trained_a
 from llava_cl.training.trainer import TrainingPlan, deepspeed_config, train
 from tiny import run_content
 from tiny_samples import PAD_ID, SampleDataset, build_samples
@@ -35,6 +37,7 @@ class TrainingJob:
         training: changes to the run's training section.
         train_a: train A as well.
         gradient_b: start B from random values in place of zero.
+        penalty: weight of O-LoRA's penalty on the overlap with `earlier_rows`, or None for none.
         dropout: of the adapters' inputs.
         die_at: the optimizer step at whose end every rank dies, as by a kill.
         poison: make the model's weights yield a loss that is not a number.
@@ -47,6 +50,7 @@ class TrainingJob:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     train_a: bool = False
     gradient_b: bool = False
+    penalty: float | None = None
     dropout: float = 0.0
     dtype: str = "float32"
     die_at: int | None = None
@@ -64,11 +68,19 @@ class TrainingJob:
         """Random factors, as if derived from data: no seed that the Trainer sets gives them again."""
         generator = torch.Generator().manual_seed(1234)
         factors = {}
-        for name, (module, _) in targets.items():
-            a = torch.randn(3, module.in_features, generator=generator) / module.in_features**0.5
-            b = torch.randn(module.out_features, 3, generator=generator) * 0.05
+        for name, target in targets.items():
+            a = torch.randn(3, target.module.in_features, generator=generator) / target.module.in_features**0.5
+            b = torch.randn(target.module.out_features, 3, generator=generator) * 0.05
             factors[name] = LoraFactors(a, b if self.gradient_b else torch.zeros_like(b))
         return factors
+
+    def earlier_rows(self, factors: dict[str, LoraFactors]) -> dict[str, torch.Tensor]:
+        """The rows of A of two earlier tasks as columns, for all layers but the first."""
+        generator = torch.Generator().manual_seed(99)
+        return {
+            name: torch.randn(start.a.shape[1], 6, generator=generator) / start.a.shape[1] ** 0.5
+            for name, start in list(factors.items())[1:]
+        }
 
 
 @dataclasses.dataclass
@@ -132,11 +144,22 @@ def _train(world: World, job: TrainingJob) -> Trained:
         lengths,
         collate,
         config,
-        TrainingPlan.of(config, 1, seed=7),
+        TrainingPlan.of(config, 1, seed=7, beside_learning_rate=config.training.projector_learning_rate),
         deepspeed=deepspeed,
         world=world,
         folder=job.scratch,
         progress=progress,
+        penalty=_penalty(job, adapted, factors),
     )
-    tensors = collect(adapted, factors, projector)
+    tensors = collect(adapted, factors, projector, train_a=job.train_a)
     return Trained(rows, tensors, start, factors, steps)
+
+
+def _penalty(
+    job: TrainingJob, adapted: PeftModel, factors: dict[str, LoraFactors]
+) -> Callable[[], torch.Tensor] | None:
+    if job.penalty is None:
+        return None
+    method = build_method(MethodConfig(name="olora", options={"penalty": job.penalty}))
+    earlier, trained = job.earlier_rows(factors), trained_a(adapted, factors)
+    return lambda: torch.stack([method.penalty(a, earlier.get(name)).float() for name, a in trained.items()]).sum()

@@ -35,11 +35,10 @@ def _load(run: Path, dtype: str = "float32") -> PreTrainedModel:
 def _factors(model: PreTrainedModel, *, seed: int = 0, zero_b: bool = False) -> dict[str, LoraFactors]:
     generator = torch.Generator().manual_seed(seed)
     factors = {}
-    for name, (module, _) in (
-        family(ModelConfig(path=Path(str(model.config.name_or_path)))).linear_targets(model).items()
-    ):
-        a = torch.randn(3, module.in_features, generator=generator)
-        b = torch.randn(module.out_features, 3, generator=generator) * 0.05
+    targets = family(ModelConfig(path=Path(str(model.config.name_or_path)))).linear_targets(model)
+    for name, target in targets.items():
+        a = torch.randn(3, target.module.in_features, generator=generator)
+        b = torch.randn(target.module.out_features, 3, generator=generator) * 0.05
         factors[name] = LoraFactors(a, torch.zeros_like(b) if zero_b else b)
     return factors
 
@@ -64,7 +63,7 @@ def _store(run: Path, folder: Path, *, seed: int = 0, projector: str | None = PR
         if projector:
             for parameter in adapted.get_submodule(f"{PREFIX}{projector}.modules_to_save").parameters():
                 parameter.add_(0.01 * (seed + 1))
-    save_adapter(folder, collect(adapted, start, projector), list(start), LORA, projector)
+    save_adapter(folder, collect(adapted, start, projector, train_a=False), list(start), LORA, projector)
     return moved
 
 
@@ -111,11 +110,11 @@ def test_collect_stores_b_less_its_start(tiny_run: Path) -> None:
     model = _load(tiny_run)
     factors = _factors(model)
     attached = attach(model, factors, LORA, train_a=False, projector=None, fp32_adapters=True)
-    untouched = collect(attached, factors, None)
+    untouched = collect(attached, factors, None, train_a=False)
     assert all(not tensor.any() for name, tensor in untouched.items() if "lora_B" in name.split("."))
     with torch.no_grad():
         attached.get_parameter(f"{PREFIX}{Q_PROJ}.lora_B.default.weight").add_(0.25)
-    moved = collect(attached, factors, None)
+    moved = collect(attached, factors, None, train_a=False)
     torch.testing.assert_close(moved[f"{PREFIX}{Q_PROJ}.lora_B.weight"], torch.full((24, 3), 0.25))
     assert torch.equal(moved[f"{PREFIX}{Q_PROJ}.lora_A.weight"], factors[Q_PROJ].a)
 
@@ -124,7 +123,7 @@ def test_what_training_did_not_change_is_stored_as_zero_in_bfloat16(tiny_run: Pa
     model = _load(tiny_run, "bfloat16")
     factors = _factors(model)
     attached = attach(model, factors, LORA, train_a=False, projector=None, fp32_adapters=False)
-    tensors = collect(attached, factors, None)
+    tensors = collect(attached, factors, None, train_a=False)
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
     assert all(not tensor.any() for name, tensor in tensors.items() if "lora_B" in name.split("."))
 
