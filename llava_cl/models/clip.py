@@ -35,6 +35,10 @@ class ClipClassifier(PreTrainedModel):
 
     def __init__(self, config: CLIPConfig, clip: CLIPModel) -> None:
         super().__init__(config)
+        # It is never trained, and DeepSpeed cannot send round a parameter without dimensions.
+        scale = clip.logit_scale.detach()
+        del clip.logit_scale
+        clip.register_buffer("logit_scale", scale)
         self.clip = clip
         self.heads = nn.ModuleList()
         self.prompts: list[torch.Tensor] = []

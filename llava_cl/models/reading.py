@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
-from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    get_verbosity,
+    is_progress_bar_enabled,
+    set_verbosity,
+    set_verbosity_error,
+)
 
 from llava_cl.config import ModelConfig
 from llava_cl.errors import InputError
@@ -97,13 +104,16 @@ def read_model(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own report on keys, which are told as errors here."""
-    before = get_verbosity()
+    """Without transformers' progress bar, and without its report on keys, which are told as errors here."""
+    verbosity, bar = get_verbosity(), is_progress_bar_enabled()
     set_verbosity_error()
+    disable_progress_bar()
     try:
         yield
     finally:
-        set_verbosity(before)
+        set_verbosity(verbosity)
+        if bar:
+            enable_progress_bar()
 
 
 def complain(folder: Path, problems: dict[str, Any]) -> None:

@@ -147,12 +147,16 @@ class StageTrainer(Trainer):
         optimizer = self.optimizer if optimizer is None else optimizer
         assert optimizer is not None
         made: Any
+        # The wrappers of accelerate and DeepSpeed lack parts of a torch optimizer, but share its parameter groups.
+        inner: Any = optimizer
+        while hasattr(inner, "optimizer"):
+            inner = inner.optimizer
         if self._training.scheduler == "steps":
             milestones = [round(share * num_training_steps) for share in self._training.milestones]
-            made = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+            made = torch.optim.lr_scheduler.MultiStepLR(inner, milestones)
         elif self._training.scheduler == "one_cycle":
-            rates = [group["lr"] for group in optimizer.param_groups]
-            made = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, num_training_steps)
+            rates = [group["lr"] for group in inner.param_groups]
+            made = torch.optim.lr_scheduler.OneCycleLR(inner, rates, num_training_steps)
         else:
             return super().create_scheduler(num_training_steps, optimizer)
         self.lr_scheduler = made
