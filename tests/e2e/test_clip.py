@@ -35,7 +35,7 @@ def test_two_ranks_over_zero2_equal_one_process(tmp_path: Path) -> None:
         )
         assert any(".heads." in name for name in ours)
         for name, tensor in ours.items():
-            torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=2e-4)
         for task in ("T1", "T2", "T3"):
             answers = [(run / "stages" / stage / "predictions" / f"{task}.jsonl").read_text() for run in (two, one)]
             assert answers[0] == answers[1]

@@ -173,7 +173,7 @@ def test_a_folder_that_is_no_llava_is_refused(tmp_path: Path, content: str | Non
 
 
 def test_an_unknown_family_is_refused(tiny_run: Path) -> None:
-    with pytest.raises(InputError, match=r"model\.family: unknown 'ViT'; known: llava, smolvlm"):
+    with pytest.raises(InputError, match=r"model\.family: unknown 'ViT'; known: clip, llava, smolvlm, vit"):
         family(ModelConfig(family="ViT", path=tiny_run / "model"))
 
 
