@@ -172,6 +172,14 @@ def test_a_first_stage_that_changes_nothing_changes_no_bit(folder: Path, tmp_pat
     assert all(map(torch.equal, base.parameters(), after.parameters()))
 
 
+def test_only_a_stage_that_goes_on_stores_where_it_began(folder: Path, stored: list[Path]) -> None:
+    ranks = []
+    for stage in stored:
+        tensors, _ = load_tensors(stage / "adapter_model.safetensors")
+        ranks.append({len(value) for key, value in tensors.items() if key.endswith("lora_A.weight")})
+    assert ranks == [{3}, {6}, {6}]
+
+
 def test_peft_adds_what_a_stage_added(folder: Path, stored: list[Path]) -> None:
     loaded = PeftModel.from_pretrained(_load(folder, stored[:1]), stored[1]).eval()
     torch.testing.assert_close(_features(loaded), _features(_load(folder, stored[:2])), rtol=0, atol=1e-5)
