@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,7 +112,8 @@ def learn(job: Job, method: Method, stage: int) -> list[Path]:
     job.samples.choose(model, stage)
     stored = load_tensors(directory.initial_factors)[0]
     install(model, {name.removeprefix(_START): value for name, value in stored.items() if name.startswith(_START)})
-    factors = {name: LoraFactors(stored[f"{name}.a"], stored[f"{name}.b"]) for name in job.targets(model)}
+    parts = {name: target.part for name, target in job.targets(model).items()}
+    factors = {name: LoraFactors(stored[f"{name}.a"], stored[f"{name}.b"]) for name in parts}
     beside = job.samples.beside(stage)
     projector = beside.name if beside else None
     adapted = attach(
@@ -136,7 +137,7 @@ def learn(job: Job, method: Method, stage: int) -> list[Path]:
             world=job.world,
             folder=directory.checkpoints,
             set_epoch=set_epoch,
-            penalty=_penalty(job, method, stage, adapted, factors),
+            penalty=_penalty(job, method, stage, adapted, parts),
             progress=report,
         )
     tensors = collect(adapted, factors, projector, train_a=method.train_a)
@@ -147,16 +148,18 @@ def learn(job: Job, method: Method, stage: int) -> list[Path]:
 
 
 def _penalty(
-    job: Job, method: Method, stage: int, adapted: PeftModel, names: Collection[str]
+    job: Job, method: Method, stage: int, adapted: PeftModel, parts: Mapping[str, str]
 ) -> Callable[[], torch.Tensor] | None:
-    """The sum of the method's penalties over all layers, if it has any."""
+    """The sum of the method's penalties over all layers (with the part of the model each is in), if it has any."""
     if not method.penalises:
         return None
-    factors = trained_a(adapted, names)
-    bases = {name: basis.to(job.world.device) for name, basis in load_bases(job.run, stage - 1, names).items()}
+    factors = trained_a(adapted, parts)
+    bases = {name: basis.to(job.world.device) for name, basis in load_bases(job.run, stage - 1, parts).items()}
+    methods = {part: job.method(part) for part in set(parts.values())}
 
     def penalty() -> torch.Tensor:
-        return torch.stack([method.penalty(a, bases.get(name)).float() for name, a in factors.items()]).sum()
+        each = [methods[parts[name]].penalty(a, bases.get(name)).float() for name, a in factors.items()]
+        return torch.stack(each).sum()
 
     return penalty
 
