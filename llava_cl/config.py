@@ -55,18 +55,19 @@ Part = Literal["train", "test", "validation"]
 _AnySection = TypeVar("_AnySection", bound=_Section)
 
 
-def _relative_path(value: str | None) -> str | None:
-    if value is not None and Path(value).is_absolute():
-        raise ValueError(f"{value} must be relative to data_root")
-    return value
-
-
 class _Task(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     train: str | None = None
     test: str
     validation: str | None = None
     records: dict[Part, int] = {}
+
+    @field_validator(*_TASK_PATHS, check_fields=False)
+    @classmethod
+    def _relative(cls, value: str | None) -> str | None:
+        if value is not None and Path(value).is_absolute():
+            raise ValueError(f"{value} must be relative to data_root")
+        return value
 
     def paths(self) -> dict[str, str]:
         """The paths below the data root that are given, by field."""
@@ -87,11 +88,6 @@ class TaskConfig(_Task):
     suffix: str = ""
     suffix_by_answer: dict[str, str] = {}
 
-    @field_validator(*_TASK_PATHS)
-    @classmethod
-    def _relative(cls, value: str | None) -> str | None:
-        return _relative_path(value)
-
 
 class ClassTaskConfig(_Task):
     """One task of image classes: `train` and `test` are folders with a folder of images for each class.
@@ -106,11 +102,6 @@ class ClassTaskConfig(_Task):
     names: dict[str, str] = {}
     template: str = "a photo of a {}."
     scorer: Literal["exact"] = "exact"
-
-    @field_validator("train", "test", "validation")
-    @classmethod
-    def _relative(cls, value: str | None) -> str | None:
-        return _relative_path(value)
 
     @model_validator(mode="after")
     def _usable(self) -> ClassTaskConfig:

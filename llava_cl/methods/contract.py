@@ -90,7 +90,7 @@ class Method(Protocol):
 
 
 class LoraMethod:
-    """What most methods have in common: A is frozen, B starts at zero, nothing is protected or penalised."""
+    """What most methods have in common: A is random and frozen, B zero, nothing is protected or penalised."""
 
     train_a = False
     penalises = False
@@ -100,6 +100,17 @@ class LoraMethod:
     def initial_basis(self, weight: torch.Tensor) -> torch.Tensor | None:
         """Nothing of the base is protected."""
         return None
+
+    def initialise(
+        self,
+        shape: tuple[int, int],
+        rank: int,
+        statistics: LayerStatistics,
+        basis: torch.Tensor | None,
+        generator: torch.Generator,
+    ) -> LoraFactors:
+        """LoRA's usual start: random A, zero B (LoRA, ICLR 2022, section 4.1)."""
+        return LoraFactors(kaiming_a(shape, rank, generator), torch.zeros(shape[0], rank))
 
     def penalty(self, a: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
         """Nothing."""

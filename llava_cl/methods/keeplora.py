@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from llava_cl.methods.contract import LayerStatistics, LoraFactors, LoraMethod, MethodOptions, kaiming_a, square_root
+from llava_cl.methods.contract import LayerStatistics, LoraFactors, LoraMethod, MethodOptions, square_root
 from llava_cl.subspace import expand_basis, principal_basis, residual_directions
 
 _STATISTIC = {"gradient": "gradient", "feature": "second_moment", "mean_feature": "mean_input"}
@@ -68,7 +68,7 @@ class KeepLora(LoraMethod):
     ) -> LoraFactors:
         """A: the leading right singular vectors of the gradient outside the basis (rows orthonormal)."""
         if self._options.initialise == "random":
-            return LoraFactors(kaiming_a(shape, rank, generator), torch.zeros(shape[0], rank))
+            return super().initialise(shape, rank, statistics, basis, generator)
         assert statistics.gradient is not None
         directions = residual_directions(statistics.gradient, basis, rank)
         b = directions.b if self._options.b == "gradient" else torch.zeros_like(directions.b)

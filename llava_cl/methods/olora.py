@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from llava_cl.methods.contract import LayerStatistics, LoraFactors, LoraMethod, MethodOptions, kaiming_a
+from llava_cl.methods.contract import LayerStatistics, LoraMethod, MethodOptions
 
 
 class OLoraOptions(MethodOptions):
@@ -32,17 +32,6 @@ class OLora(LoraMethod):
 
     def __init__(self, options: OLoraOptions) -> None:
         self._options = options
-
-    def initialise(
-        self,
-        shape: tuple[int, int],
-        rank: int,
-        statistics: LayerStatistics,
-        basis: torch.Tensor | None,
-        generator: torch.Generator,
-    ) -> LoraFactors:
-        """Random A, zero B."""
-        return LoraFactors(kaiming_a(shape, rank, generator), torch.zeros(shape[0], rank))
 
     def penalty(self, a: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
         """lambda * the sum of the absolute inner products of rows of A with those of earlier tasks."""

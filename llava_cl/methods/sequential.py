@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from llava_cl.methods.contract import LayerStatistics, LoraFactors, LoraMethod, MethodOptions, kaiming_a
+from llava_cl.methods.contract import LayerStatistics, LoraFactors, LoraMethod, MethodOptions
 
 
 class SequentialOptions(MethodOptions):
@@ -38,6 +38,4 @@ class Sequential(LoraMethod):
         generator: torch.Generator,
     ) -> LoraFactors:
         """Random A, zero B; or the last task's."""
-        if statistics.adapter is not None:
-            return statistics.adapter
-        return LoraFactors(kaiming_a(shape, rank, generator), torch.zeros(shape[0], rank))
+        return statistics.adapter or super().initialise(shape, rank, statistics, basis, generator)

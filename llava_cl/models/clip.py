@@ -157,15 +157,18 @@ class Clip:
             InputError: a prompt is too long for the text tower.
         """
         width, parameter = self._architecture.projection_dim, next(model.clip.parameters())
+        tokenizer = self._tokenizer()
         for task in tasks:
-            model.prompts.append(self._tokenized(task))
+            model.prompts.append(self._tokenized(task, tokenizer))
             if self._config.cosine_heads:
                 head = nn.Linear(width, len(task.folders), bias=False, device=parameter.device, dtype=parameter.dtype)
                 nn.init.zeros_(head.weight)
                 model.heads.append(head.requires_grad_(False))
 
-    def _tokenized(self, task: ClassTaskConfig) -> torch.Tensor:
-        tokenizer = AutoTokenizer.from_pretrained(self._config.path, local_files_only=True)
+    def _tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(self._config.path, local_files_only=True)
+
+    def _tokenized(self, task: ClassTaskConfig, tokenizer: Any) -> torch.Tensor:
         length = self._architecture.text_config.max_position_embeddings
         texts = [task.template.format(name) for name in task.class_names()]
         ids = [tokenizer(text)["input_ids"] for text in texts]
@@ -210,4 +213,4 @@ class Clip:
         """Writes transformers' CLIP; heads are left out."""
         model.clip.save_pretrained(folder)
         shutil.copyfile(self._config.path / "preprocessor_config.json", folder / "preprocessor_config.json")
-        AutoTokenizer.from_pretrained(self._config.path, local_files_only=True).save_pretrained(folder)
+        self._tokenizer().save_pretrained(folder)

@@ -52,6 +52,8 @@ class Job:
     def __post_init__(self) -> None:
         self.samples: Samples = samples_of(self.config)
         self.family: ModelFamily = self.samples.family
+        parts = ("", *self.config.method.parts)
+        self._methods = {part: build_method(self.config.method, part) for part in parts}
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -93,12 +95,11 @@ class Job:
 
     def wanted(self, when: Literal["before", "after"]) -> frozenset[str]:
         """What the method wants to know before or after a stage's training, of any part of the model."""
-        parts = ("", *self.config.method.parts)
-        return frozenset().union(*(getattr(self.method(part), when) for part in parts))
+        return frozenset().union(*(getattr(method, when) for method in self._methods.values()))
 
     def method(self, part: str = "") -> Method:
         """The run's method for a part of the model."""
-        return build_method(self.config.method, part)
+        return self._methods.get(part, self._methods[""])
 
     def targets(self, model: PreTrainedModel) -> dict[str, LinearTarget]:
         """The linears that the run adapts, by qualified name."""

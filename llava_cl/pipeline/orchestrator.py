@@ -91,6 +91,7 @@ def execute(
     check_setup(config, ranks * hosts(launch.hostfile))
     with run.locked():
         _open_run(config, run, ranks, watcher)
+        metrics: dict[str, Any] | None = None
         for stage in range(until + 1):
             if run.stage(stage).committed:
                 run.stage(stage).verify(run.before(stage))
@@ -103,9 +104,10 @@ def execute(
             metrics = write_results(config, run)
             after_stage(run)
             watcher.stage_ends(stage, metrics)
-        # Again, since a run can have been killed between a commit and this.
-        metrics = write_results(config, run)
-        after_stage(run)
+        if metrics is None:
+            # No stage was left, but the run can have been killed between the last commit and its report.
+            metrics = write_results(config, run)
+            after_stage(run)
         return metrics
 
 
