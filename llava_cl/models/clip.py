@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel
 
 from llava_cl.config import ClassTaskConfig, ModelConfig
 from llava_cl.errors import InputError
-from llava_cl.models.classes import class_loss
+from llava_cl.models.classes import Classifier, ClassifierBase
 from llava_cl.models.contract import ImageSpec, LinearTarget
 from llava_cl.models.reading import complain, normalisation, read_config, read_model
 from llava_cl.subspace import truncate_spectrum
@@ -26,12 +26,10 @@ _HEAD_SCALE = 30.0
 _PAD = 0
 
 
-class ClipClassifier(PreTrainedModel):
+class ClipClassifier(Classifier):
     """A CLIP that scores images against the prompts of a stream's classes, and against a head for each task."""
 
     config_class = CLIPConfig
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
 
     def __init__(self, config: CLIPConfig, clip: CLIPModel) -> None:
         super().__init__(config)
@@ -40,10 +38,7 @@ class ClipClassifier(PreTrainedModel):
         del clip.logit_scale
         clip.register_buffer("logit_scale", scale)
         self.clip = clip
-        self.heads = nn.ModuleList()
         self.prompts: list[torch.Tensor] = []
-        self.task = 0
-        self.temperature = 1.0
 
     def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`[images, width]` of length one."""
@@ -65,32 +60,20 @@ class ClipClassifier(PreTrainedModel):
             logits = logits + _HEAD_SCALE * images @ functional.normalize(weight, dim=-1).T
         return logits
 
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        per_sample: bool = False,
-    ) -> dict[str, torch.Tensor]:
-        """The loss over the classes of the task that is learned; see `class_loss`."""
-        logits = self.scores(self.image_features(pixel_values), self.text_features(self.task), self.task)
-        return {"loss": class_loss(logits / self.temperature, labels, num_items_in_batch, per_sample=per_sample)}
+    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Scores against the task's prompts, and its head."""
+        return self.scores(self.image_features(pixel_values), self.text_features(self.task), self.task)
 
 
-class Clip:
+class Clip(ClassifierBase):
     """CLIP in the layout of transformers (see `llava_cl.models.contract.ClassifierFamily`)."""
 
-    layouts: tuple[str, ...] = ("hf",)
     head_from_means = True
 
     def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
         read_config(config, ("clip",))
-        self._config = config
         self._architecture: Any = AutoConfig.from_pretrained(config.path, local_files_only=True)
-
-    def folders(self) -> list[Path]:
-        """The checkpoint's folder."""
-        return [self._config.path]
 
     def image_spec(self) -> ImageSpec:
         """Size, mean and standard deviation of the checkpoint."""
@@ -156,14 +139,11 @@ class Clip:
         Raises:
             InputError: a prompt is too long for the text tower.
         """
-        width, parameter = self._architecture.projection_dim, next(model.clip.parameters())
         tokenizer = self._tokenizer()
         for task in tasks:
             model.prompts.append(self._tokenized(task, tokenizer))
             if self._config.cosine_heads:
-                head = nn.Linear(width, len(task.folders), bias=False, device=parameter.device, dtype=parameter.dtype)
-                nn.init.zeros_(head.weight)
-                model.heads.append(head.requires_grad_(False))
+                model.add_head(self._architecture.projection_dim, len(task.folders), bias=False)
 
     def _tokenizer(self) -> Any:
         return AutoTokenizer.from_pretrained(self._config.path, local_files_only=True)
@@ -178,10 +158,6 @@ class Clip:
                 f"benchmark task {task.name}: {long[0]!r} has more than the {length} tokens that CLIP reads."
             )
         return torch.tensor([own + [_PAD] * (length - len(own)) for own in ids])
-
-    def learn(self, model: Any, task: int, temperature: float) -> None:
-        """The labels are positions in the task's classes."""
-        model.task, model.temperature = task, temperature
 
     def head(self, task: int) -> str | None:
         """The task's own linear, if the model is to have heads."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, ViTConfig, ViTForImageClassification, ViTModel
+from transformers import AutoConfig, ViTConfig, ViTForImageClassification, ViTModel
 
 from llava_cl.config import ClassTaskConfig, ModelConfig
 from llava_cl.errors import InputError
 from llava_cl.models import vit_timm
-from llava_cl.models.classes import class_loss
+from llava_cl.models.classes import Classifier, ClassifierBase
 from llava_cl.models.contract import ImageSpec, LinearTarget
 from llava_cl.models.reading import complain, normalisation, processor_config, read_config, read_model
 from llava_cl.store import read_json, write_json
@@ -22,44 +22,31 @@ _ADAPTED = ("k_proj", "v_proj", "key", "value")  # transformers 5 has used both 
 _HEAD_STD = 0.02
 
 
-class VitClassifier(PreTrainedModel):
+class VitClassifier(Classifier):
     """A ViT whose class token is read by the heads of a stream's tasks."""
 
     config_class = ViTConfig
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
 
     def __init__(self, config: ViTConfig, vit: ViTModel) -> None:
         super().__init__(config)
         self.vit = vit
-        self.heads = nn.ModuleList()
-        self.task = 0
-        self.temperature = 1.0
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The class token after the last layer norm `[images, width]`."""
         return self.vit(pixel_values=pixel_values.to(self.vit.dtype)).last_hidden_state[:, 0]
 
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        per_sample: bool = False,
-    ) -> dict[str, torch.Tensor]:
-        """The loss over the classes of the task that is learned; see `class_loss`."""
-        logits = self.heads[self.task](self.features(pixel_values))
-        return {"loss": class_loss(logits / self.temperature, labels, num_items_in_batch, per_sample=per_sample)}
+    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Of the task's own head."""
+        return self.heads[self.task](self.features(pixel_values))
 
 
-class Vit:
+class Vit(ClassifierBase):
     """ViT in the layout of transformers or of timm (see `llava_cl.models.contract.ClassifierFamily`)."""
 
-    layouts: tuple[str, ...] = ("hf",)
     head_from_means = False
 
     def __init__(self, config: ModelConfig) -> None:
-        self._config = config
+        super().__init__(config)
         file = config.path / "config.json"
         self._timm = file.is_file() and vit_timm.is_timm(read_json(file))
         if self._timm:
@@ -67,10 +54,6 @@ class Vit:
         else:
             read_config(config, ("vit",))
             self._architecture = AutoConfig.from_pretrained(config.path, local_files_only=True)
-
-    def folders(self) -> list[Path]:
-        """The checkpoint's folder."""
-        return [self._config.path]
 
     def image_spec(self) -> ImageSpec:
         """Size, mean and standard deviation of the checkpoint."""
@@ -125,16 +108,8 @@ class Vit:
 
     def install(self, model: Any, tasks: Sequence[ClassTaskConfig]) -> None:
         """Adds a head of zeros for each task."""
-        width, parameter = self._architecture.hidden_size, next(model.vit.parameters())
         for task in tasks:
-            head = nn.Linear(width, len(task.folders), device=parameter.device, dtype=parameter.dtype)
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-            model.heads.append(head.requires_grad_(False))
-
-    def learn(self, model: Any, task: int, temperature: float) -> None:
-        """The labels are positions in the task's classes."""
-        model.task, model.temperature = task, temperature
+            model.add_head(self._architecture.hidden_size, len(task.folders), bias=True)
 
     def head(self, task: int) -> str:
         """The task's own linear."""

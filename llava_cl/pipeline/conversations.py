@@ -27,14 +27,18 @@ from llava_cl.pipeline.samples import TrainedModule, TrainingData
 
 
 class Conversations:
-    """Samples of instruction tasks for a vision-language model (see `llava_cl.pipeline.samples.Samples`)."""
+    """Samples of instruction tasks for a vision-language model (see `llava_cl.pipeline.samples.Samples`).
+
+    Attributes:
+        chat: the format of the model's conversations.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self.family: LanguageFamily = language_family(config.model)
         self._tokenizer = self.family.tokenizer()
         images = self.family.image_spec()
-        self._chat = chat_format(self.family.chat, self._tokenizer, images.token_id, images.tokens)
+        self.chat = chat_format(self.family.chat, self._tokenizer, images.token_id, images.tokens)
         self._image_arguments: dict[str, Any] = {
             "image_size": images.size,
             "image_mean": images.mean,
@@ -65,7 +69,7 @@ class Conversations:
         dataset = ConversationDataset(
             records,
             self._config.data_root / task.images,
-            self._chat,
+            self.chat,
             max_length=self._config.training.max_length,
             **self._image_arguments,
         )
@@ -75,12 +79,9 @@ class Conversations:
         """The training samples; nothing about them is random."""
         return self.training(task, 0)
 
-    def collate(self, samples: list[dict[str, Any]], *, with_index: bool = True) -> dict[str, torch.Tensor]:
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A right-padded training batch."""
-        batch = collate_train(samples, self._tokenizer.pad_token_id)
-        if not with_index:
-            del batch["index"]
-        return batch
+        return collate_train(samples, self._tokenizer.pad_token_id)
 
     def answer(
         self,
@@ -97,7 +98,7 @@ class Conversations:
             replace(record, text=record.text + task.suffix_by_answer.get(record.answer, task.suffix))
             for record in questions
         ]
-        dataset = QuestionDataset(asked, self._config.data_root / task.images, self._chat, **self._image_arguments)
+        dataset = QuestionDataset(asked, self._config.data_root / task.images, self.chat, **self._image_arguments)
 
         def generate(samples: list[dict[str, Any]]) -> list[str]:
             prompts = collate_prompts(samples, self._tokenizer.pad_token_id)

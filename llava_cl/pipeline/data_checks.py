@@ -13,11 +13,9 @@ from typing import Any
 
 from llava_cl.config import AnyTask, ClassTaskConfig, Part, RunConfig, TaskConfig
 from llava_cl.data import (
-    ChatFormat,
     ConversationDataset,
     QuestionRecord,
     TrainRecord,
-    chat_format,
     check_image,
     load_caption_references,
     load_class_records,
@@ -27,7 +25,7 @@ from llava_cl.data import (
 )
 from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.scorers import reference_problems
-from llava_cl.models import language_family
+from llava_cl.pipeline.conversations import Conversations
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +156,7 @@ class _Check:
     def _unusable(self, task: TaskConfig, records: list[TrainRecord]) -> list[str]:
         config = self._config
         dataset = ConversationDataset(
-            records, self._root / task.images, self._chat, max_length=config.training.max_length
+            records, self._root / task.images, self._conversations.chat, max_length=config.training.max_length
         )
         unusable = dataset.audit()
         listed = "; ".join(f"record {item.index} (id {item.id}): {item.reason}" for item in unusable[:_LISTED])
@@ -172,10 +170,8 @@ class _Check:
         ]
 
     @functools.cached_property
-    def _chat(self) -> ChatFormat:
-        models = language_family(self._config.model)
-        images = models.image_spec()
-        return chat_format(models.chat, models.tokenizer(), images.token_id, images.tokens)
+    def _conversations(self) -> Conversations:
+        return Conversations(self._config)
 
 
 def _listed(place: Path, problems: list[str]) -> list[str]:

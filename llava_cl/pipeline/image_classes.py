@@ -113,12 +113,9 @@ class ImageClasses:
         records = load_class_records(root / task.train, task.folders)
         return TrainingData(ClassDataset(records, root, task.train, transform), [1] * len(records))
 
-    def collate(self, samples: list[dict[str, Any]], *, with_index: bool = True) -> dict[str, torch.Tensor]:
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch of pictures."""
-        batch = collate_images(samples)
-        if not with_index:
-            del batch["index"]
-        return batch
+        return collate_images(samples)
 
     def answer(
         self,

@@ -68,8 +68,8 @@ class Samples(Protocol):
     def measured(self, task: AnyTask) -> TrainingData:
         """The same samples without anything random."""
 
-    def collate(self, samples: list[dict[str, Any]], *, with_index: bool = True) -> dict[str, torch.Tensor]:
-        """A training batch; `with_index=False` leaves out what the model does not take."""
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch: what the model takes, and `index`, -1 for a sample that only fills up."""
 
     def answer(
         self,

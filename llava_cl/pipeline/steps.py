@@ -28,7 +28,7 @@ from llava_cl.pipeline.scoring import answers_step, predictions_file, score_stag
 from llava_cl.pipeline.task_data import read_questions
 from llava_cl.store import load_tensors, save_tensors, write_jsonl
 from llava_cl.training.adapters import attach, collect, install, load_factors, save_adapter, trained_a
-from llava_cl.training.statistics import GRADIENT, MEAN_INPUT, SECOND_MOMENT, Statistics, measure
+from llava_cl.training.statistics import GRADIENT, MEAN_INPUT, SECOND_MOMENT, Statistics, measure, without_index
 from llava_cl.training.trainer import TrainingPlan, deepspeed_config, train, zero_stage
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def learn(job: Job, method: Method, stage: int) -> list[Path]:
             adapted,
             dataset,
             lengths,
-            lambda samples: job.samples.collate(samples, with_index=False),
+            lambda samples: without_index(job.samples.collate(samples)),
             config,
             TrainingPlan.of(config, stage, job.seed(stage, "train"), beside.learning_rate if beside else None),
             deepspeed=deepspeed,

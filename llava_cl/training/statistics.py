@@ -29,9 +29,9 @@ TokenMask = Callable[[Batch, str], torch.Tensor]
 """Which tokens of a batch count at the input of that name: bool, of the shape of the input without its last axis."""
 
 
-def attended_tokens(batch: Batch, source: str) -> torch.Tensor:
-    """The tokens of a language model's batch that are no padding, at every input alike."""
-    return batch["attention_mask"].bool() & (batch["index"] >= 0)[:, None]
+def without_index(batch: Batch) -> Batch:
+    """What the model takes of a batch."""
+    return {key: value for key, value in batch.items() if key != "index"}
 
 
 @dataclass
@@ -80,8 +80,8 @@ def measure(
     wanted: frozenset[str],
     owners: Mapping[str, int],
     world: World,
-    entries: Sequence[nn.Module] | None = None,
-    token_mask: TokenMask = attended_tokens,
+    entries: Sequence[nn.Module],
+    token_mask: TokenMask,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Statistics:
     """Measures statistics of the targeted linears over this rank's batches and reduces them to their owners.
@@ -95,7 +95,7 @@ def measure(
         wanted: any of "gradient", "second_moment" and "mean_input".
         owners: layer or input name -> the rank that needs the result.
         world: the process group.
-        entries: modules below all targets, where the gradient ends; default the input embeddings.
+        entries: modules below all targets, where the gradient ends.
         token_mask: which tokens of a batch count for second moments.
         progress: called with the number of samples done on this rank.
 
@@ -106,7 +106,6 @@ def measure(
     Raises:
         RunError: a targeted layer that no batch reached, no sample with a label, or a value that is not finite.
     """
-    entries = [model.get_input_embeddings()] if entries is None else entries
     collector = _Collector(targets, wanted, entries)
     samples = skipped = done = 0
     try:
@@ -117,9 +116,8 @@ def measure(
             skipped += int((~supervised & real).sum())
             collector.mask_of = functools.partial(token_mask, batch)
             collector.full = bool(real.all())
-            inputs = {key: value for key, value in batch.items() if key != "index"}
             with torch.set_grad_enabled(GRADIENT in wanted):
-                loss = model(**inputs, per_sample=True)["loss"]
+                loss = model(**without_index(batch), per_sample=True)["loss"]
                 # Gradient checkpointing runs layers again during backward; they must not be counted twice.
                 collector.mask_of = None
                 if GRADIENT in wanted:

@@ -127,7 +127,14 @@ def _measure_under(
             model.train()
         targets = llava.linear_targets(model)
         results[mode] = measure(
-            model, _batches(world, mode), targets, wanted=BOTH, owners=_owners(targets, world.size), world=world
+            model,
+            _batches(world, mode),
+            targets,
+            wanted=BOTH,
+            owners=_owners(targets, world.size),
+            world=world,
+            entries=llava.entries(model),
+            token_mask=llava.token_mask,
         )
     return results
 

@@ -42,7 +42,17 @@ def _measure(
     targets = targets or _targets(model)
     owners = dict.fromkeys([*targets, *(target.source for target in targets.values())], 0)
     batch = collate_train(build_samples(samples) if isinstance(samples, str) else samples, PAD_ID)
-    return measure(model, [batch], targets, wanted=frozenset(wanted), owners=owners, world=ALONE, **options)
+    return measure(
+        model,
+        [batch],
+        targets,
+        wanted=frozenset(wanted),
+        owners=owners,
+        world=ALONE,
+        entries=[model.get_input_embeddings()],
+        token_mask=lambda batch, source: batch["attention_mask"].bool() & (batch["index"] >= 0)[:, None],
+        **options,
+    )
 
 
 def test_only_what_is_wanted_is_measured(model: PreTrainedModel) -> None:
