@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -154,6 +154,30 @@ def known_methods() -> dict[str, str]:
     return {name: (cls.__doc__ or "").strip().splitlines()[0] for name, (cls, _) in _methods().items()}
 
 
+class Methods:
+    """A run's method: one object for each part of a model that has options of its own, one for the rest.
+
+    Attributes:
+        train_a, penalises: as in `Method`, of any part.
+
+    Raises:
+        InputError: an unknown name or option.
+    """
+
+    def __init__(self, config: MethodConfig) -> None:
+        self._by_part = {part: build_method(config, part) for part in ("", *config.parts)}
+        self.train_a = any(method.train_a for method in self._by_part.values())
+        self.penalises = any(method.penalises for method in self._by_part.values())
+
+    def of(self, part: str) -> Method:
+        """The method for a part of the model."""
+        return self._by_part.get(part, self._by_part[""])
+
+    def wanted(self, when: Literal["before", "after"]) -> frozenset[str]:
+        """Fields of `LayerStatistics` wanted before or after a stage's training, for any part."""
+        return frozenset().union(*(getattr(method, when) for method in self._by_part.values()))
+
+
 def build_method(config: MethodConfig, part: str = "") -> Method:
     """The method that a configuration names, with validated options, for a part of the model.
 
@@ -169,7 +193,13 @@ def build_method(config: MethodConfig, part: str = "") -> Method:
     except ValidationError as error:
         raise InputError(
             *(
-                f"method.options.{'.'.join(str(part) for part in item['loc'])} of {config.name}: {item['msg']}"
+                f"method.{_section(config, part, item['loc'])}.{'.'.join(map(str, item['loc']))} of {config.name}: "
+                f"{item['msg']}"
                 for item in error.errors()
             )
         ) from error
+
+
+def _section(config: MethodConfig, part: str, place: tuple[int | str, ...]) -> str:
+    """Where a configuration states an option."""
+    return f"parts.{part}" if place[0] in config.parts.get(part, {}) else "options"

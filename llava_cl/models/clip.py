@@ -69,6 +69,7 @@ class Clip(ClassifierBase):
     """CLIP in the layout of transformers (see `llava_cl.models.contract.ClassifierFamily`)."""
 
     head_from_means = True
+    zero_shot = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

@@ -116,9 +116,11 @@ class ClassifierFamily(ModelFamily, Protocol):
 
     Attributes:
         head_from_means: heads start from the means of their classes' features.
+        zero_shot: it tells classes that it has not learned.
     """
 
     head_from_means: bool
+    zero_shot: bool
 
     def install(self, model: PreTrainedModel, tasks: Sequence[ClassTaskConfig]) -> None:
         """Gives a model of `load` or `skeleton` what the classes of a stream need, before anything is learned."""

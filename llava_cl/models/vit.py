@@ -30,6 +30,7 @@ class VitClassifier(Classifier):
     def __init__(self, config: ViTConfig, vit: ViTModel) -> None:
         super().__init__(config)
         self.vit = vit
+        self.class_names: list[list[str]] = []
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The class token after the last layer norm `[images, width]`."""
@@ -44,6 +45,7 @@ class Vit(ClassifierBase):
     """ViT in the layout of transformers or of timm (see `llava_cl.models.contract.ClassifierFamily`)."""
 
     head_from_means = False
+    zero_shot = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -109,6 +111,7 @@ class Vit(ClassifierBase):
     def install(self, model: Any, tasks: Sequence[ClassTaskConfig]) -> None:
         """Adds a head of zeros for each task."""
         for task in tasks:
+            model.class_names.append(task.class_names())
             model.add_head(self._architecture.hidden_size, len(task.folders), bias=True)
 
     def head(self, task: int) -> str:
@@ -142,11 +145,16 @@ class Vit(ClassifierBase):
         Raises:
             InputError: no task was learned yet.
         """
-        heads = [head for head in model.heads if head.weight.any()]
-        if not heads:
+        pairs = zip(model.heads, model.class_names, strict=True)
+        learned = [(head, names) for head, names in pairs if head.weight.any()]
+        if not learned:
             raise InputError("the base model has no head to export; give a stage from 1.")
+        heads = [head for head, _ in learned]
         weight = torch.cat([head.weight for head in heads])
-        config = self._architecture.__class__(**{**self._architecture.to_dict(), "num_labels": len(weight)})
+        labels = dict(enumerate(name for _, names in learned for name in names))
+        config = self._architecture.__class__(
+            **{**self._architecture.to_dict(), "id2label": labels, "label2id": {name: i for i, name in labels.items()}}
+        )
         whole: Any = ViTForImageClassification(config)
         whole.to(weight.dtype)
         whole.vit.load_state_dict(model.vit.state_dict())

@@ -111,7 +111,7 @@ def _converted(key: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]
         return [(key, tensor)]
     block, inner, kind = f"encoder.layer.{parts[1]}", ".".join(parts[2:-1]), parts[-1]
     if inner == "attn.qkv":
-        thirds = tensor.chunk(3)
+        thirds = tensor.tensor_split(3)
         return [
             (f"{block}.attention.attention.{name}.{kind}", third.contiguous())
             for name, third in zip(_QKV, thirds, strict=True)

@@ -32,6 +32,11 @@ class ImageClasses:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self.family: ClassifierFamily = classifier_family(config.model)
+        if config.benchmark.evaluate == "all" and not self.family.zero_shot:
+            raise InputError(
+                f"benchmark.evaluate: a model of family '{config.model.family}' knows no class before it has learned "
+                "it; write 'seen'."
+            )
         self._tasks = [task for task in config.benchmark.evaluated if isinstance(task, ClassTaskConfig)]
         spec, images = self.family.image_spec(), config.images
         resize = images.resize or spec.size

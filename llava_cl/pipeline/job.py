@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from llava_cl.config import RunConfig, validate_config
 from llava_cl.distributed import World, gather_objects, share_out
 from llava_cl.errors import InputError
-from llava_cl.methods import Method, build_method
+from llava_cl.methods import Methods
 from llava_cl.models import LinearTarget, ModelFamily
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
@@ -52,8 +52,7 @@ class Job:
     def __post_init__(self) -> None:
         self.samples: Samples = samples_of(self.config)
         self.family: ModelFamily = self.samples.family
-        parts = ("", *self.config.method.parts)
-        self._methods = {part: build_method(self.config.method, part) for part in parts}
+        self.methods = Methods(self.config.method)
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -92,14 +91,6 @@ class Job:
             if folders:
                 replay(model, folders)
         return model
-
-    def wanted(self, when: Literal["before", "after"]) -> frozenset[str]:
-        """What the method wants to know before or after a stage's training, of any part of the model."""
-        return frozenset().union(*(getattr(method, when) for method in self._methods.values()))
-
-    def method(self, part: str = "") -> Method:
-        """The run's method for a part of the model."""
-        return self._methods.get(part, self._methods[""])
 
     def targets(self, model: PreTrainedModel) -> dict[str, LinearTarget]:
         """The linears that the run adapts, by qualified name."""

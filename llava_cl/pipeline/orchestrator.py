@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from llava_cl.config import RunConfig
 from llava_cl.errors import InputError
+from llava_cl.methods import Methods
 from llava_cl.models import family
 from llava_cl.pipeline.data_checks import check_records
 from llava_cl.pipeline.doctor import versions
@@ -27,6 +28,7 @@ from llava_cl.pipeline.task_data import fingerprint_data
 from llava_cl.store import RunDirectory, read_json, write_json
 from llava_cl.store.fingerprint import fingerprint_model
 from llava_cl.store.run_directory import FORMAT
+from llava_cl.training.statistics import MEAN_INPUT
 
 
 class Watcher(Protocol):
@@ -186,7 +188,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
                 "name": config.name,
                 "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "config": config.model_dump(mode="json"),
-                "identity": config.identity(),
+                "identity": _identity(config),
                 "environment": versions(),
                 "benchmark": config.benchmark.name,
                 "method": config.method.name,
@@ -198,9 +200,9 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
             },
         )
         return
-    now = {"identity": config.identity(), "base": fingerprints["base"]["sha256"], "data": fingerprints["data"]}
+    now = {"identity": _identity(config), "base": fingerprints["base"]["sha256"], "data": fingerprints["data"]}
     # The recorded configuration is read again, so that options that came since have their defaults.
-    recorded = recorded_config(run.path).identity()
+    recorded = _identity(recorded_config(run.path))
     then = {"identity": recorded, "base": before["base"]["sha256"], "data": before["data"]}
     if now != then:
         raise InputError(
@@ -209,6 +211,15 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
         )
     # Places may have changed, and the jobs read the configuration from here.
     write_json(run.manifest, {**before, **fingerprints, "config": config.model_dump(mode="json"), "ranks": ranks})
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """What a run's result depends on, of its configuration and its method."""
+    identity = config.identity()
+    methods = Methods(config.method)
+    if MEAN_INPUT in methods.wanted("before") | methods.wanted("after"):
+        identity["measurement"]["batch_size"] = config.measurement.batch_size
+    return identity
 
 
 def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import torch
 from llava_cl.config import ClassTaskConfig, RunConfig, TaskConfig
 from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.scorers import SCORERS
-from llava_cl.methods import build_method
+from llava_cl.methods import Methods
 from llava_cl.models import LinearTarget
 from llava_cl.pipeline.samples import chosen_targets, samples_of
 from llava_cl.pipeline.scoring import task_scorer
@@ -120,8 +120,8 @@ def memory_bytes(config: RunConfig) -> int:
     width = torch.empty((), dtype=getattr(torch, config.model.dtype)).element_size()
     weights = width * sum(parameter.numel() for parameter in skeleton.parameters())
     targets = [target.module.weight for target in chosen_targets(config, models, skeleton).values()]
-    method = build_method(config.method)
-    wanted = method.before | method.after
+    methods = Methods(config.method)
+    wanted = methods.wanted("before") | methods.wanted("after")
     sums = sum(4 * weight.numel() for weight in targets) if "gradient" in wanted else 0
     sums += _moment_bytes(chosen_targets(config, models, skeleton)) if {"second_moment", "past_moment"} & wanted else 0
     beside = samples.beside(1)
@@ -144,7 +144,7 @@ def required_bytes(config: RunConfig) -> int:
     # A resume point holds the trained tensors with their two moments, and the next is written before it goes.
     resume = 6 * (adapters + projector) if config.training.checkpoint_every else 0
     moments = 0
-    if "past_moment" in build_method(config.method).after:
+    if "past_moment" in Methods(config.method).wanted("after"):
         moments = _moment_bytes(chosen_targets(config, models, skeleton))
     return (2 * adapters + projector + moments) * len(config.benchmark.tasks) + bases + resume
 
@@ -157,15 +157,17 @@ def _moment_bytes(targets: Mapping[str, LinearTarget]) -> int:
 def _check_model(config: RunConfig) -> None:
     """Looks at everything of the checkpoint but the values of its weights."""
     models = samples_of(config).family
-    chosen_targets(config, models, models.load(torch.device("meta")))
+    targets = chosen_targets(config, models, models.load(torch.device("meta")))
+    strange = sorted(set(config.method.parts) - {target.part for target in targets.values()})
+    if strange:
+        raise InputError(f"method.parts: {', '.join(strange)} is no part of a model of family '{config.model.family}'.")
 
 
 def _check_method(config: RunConfig) -> None:
     deepspeed = config.distributed.deepspeed
-    for part in ("", *config.method.parts):
-        penalises = build_method(config.method, part).penalises
-        if penalises and deepspeed is not None and zero_stage(read_json(deepspeed)) == 3:
-            raise InputError(
-                f"distributed.deepspeed: {config.method.name} adds a penalty on LoRA A to the loss, which ZeRO-3 takes "
-                "apart; use ZeRO-1 or 2."
-            )
+    penalises = Methods(config.method).penalises
+    if penalises and deepspeed is not None and zero_stage(read_json(deepspeed)) == 3:
+        raise InputError(
+            f"distributed.deepspeed: {config.method.name} adds a penalty on LoRA A to the loss, which ZeRO-3 takes "
+            "apart; use ZeRO-1 or 2."
+        )

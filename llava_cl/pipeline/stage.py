@@ -10,7 +10,6 @@ import torch
 
 from llava_cl.config import DistributedConfig, RunConfig
 from llava_cl.distributed import World, barrier
-from llava_cl.methods import build_method
 from llava_cl.pipeline import steps
 from llava_cl.pipeline.job import Job
 from llava_cl.pipeline.progress import ProgressWriter
@@ -34,7 +33,6 @@ def run_stage(job: Job, stage: int) -> None:
         stage: 0 = the untouched base (its basis, and zero-shot evaluation where configured), 1..T = a task.
     """
     directory = job.stage(stage)
-    method = build_method(job.config.method)
     todo = _LEARNING if stage else {"protect": steps.protect_base}
     if stage or (job.config.evaluation.zero_shot and job.config.benchmark.evaluated_after(0)):
         todo = {**todo, **_EVALUATION}
@@ -44,7 +42,7 @@ def run_stage(job: Job, stage: int) -> None:
         if job.decide(job.world.is_main and directory.step_done(name)):
             continue
         logger.info("stage %d (%s): %s", stage, directory.task, name)
-        files = step(job, method, stage)
+        files = step(job, stage)
         cost = job.take_cost()
         if job.world.is_main:
             directory.record_step(name, files, **cost)

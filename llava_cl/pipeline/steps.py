@@ -20,7 +20,7 @@ from llava_cl.config import AnyTask
 from llava_cl.data import measurement_indices
 from llava_cl.distributed import exchange_tensors, full_precision_matmul, local_share
 from llava_cl.errors import RunError
-from llava_cl.methods import LayerStatistics, LoraFactors, Method
+from llava_cl.methods import LayerStatistics, LoraFactors
 from llava_cl.models import LinearTarget
 from llava_cl.pipeline.bases import load_bases, load_moments, save_columns, update_moments
 from llava_cl.pipeline.job import Job
@@ -37,7 +37,7 @@ _START = "start:"
 """Stands before the names of parameters in the file of initial factors."""
 
 
-def protect_base(job: Job, method: Method, stage: int) -> list[Path]:
+def protect_base(job: Job, stage: int) -> list[Path]:
     """Stage 0: the basis of what the pretrained weights themselves use."""
     report = job.progress.step(stage, "protect")
     model = job.load_model(0)
@@ -47,7 +47,7 @@ def protect_base(job: Job, method: Method, stage: int) -> list[Path]:
         owned = _owned(job, model, owners)
         for done, (name, target) in enumerate(owned.items(), start=1):
             with _naming(name):
-                basis = job.method(target.part).initial_basis(target.module.weight.detach().float())
+                basis = job.methods.of(target.part).initial_basis(target.module.weight.detach().float())
             if basis is not None:
                 mine[name] = basis
             report(done, len(owned))
@@ -55,14 +55,14 @@ def protect_base(job: Job, method: Method, stage: int) -> list[Path]:
     return [job.stage(stage).subspace]
 
 
-def initialise(job: Job, method: Method, stage: int) -> list[Path]:
+def initialise(job: Job, stage: int) -> list[Path]:
     """Measures what the method asks for on the model before the task, and starts the LoRA factors from it."""
     model = job.load_model(stage - 1)
     job.samples.choose(model, stage)
     start = job.samples.start(model, stage, torch.Generator().manual_seed(job.seed(stage, "head")), job.world)
     install(model, start)
     targets, owners = job.targets(model), job.owners(model)
-    measured = _measure(job, model, stage, "measure", job.wanted("before"), owners)
+    measured = _measure(job, model, stage, "measure", job.methods.wanted("before"), owners)
     report = job.progress.step(stage, "initialise")
     a: dict[str, torch.Tensor] = {}
     b: dict[str, torch.Tensor] = {}
@@ -70,14 +70,14 @@ def initialise(job: Job, method: Method, stage: int) -> list[Path]:
         owned = _owned(job, model, owners)
         bases = load_bases(job.run, stage - 1, owned)
         known = _Known(measured, stage - 1)
-        if stage > 1 and "past_moment" in job.wanted("before"):
+        if stage > 1 and "past_moment" in job.methods.wanted("before"):
             known.past_moments = load_moments(job.run, stage - 1, {target.source for target in owned.values()})[0]
-        if stage > 1 and "adapter" in job.wanted("before"):
+        if stage > 1 and "adapter" in job.methods.wanted("before"):
             known.adapters = load_factors(job.stage(stage - 1).adapter, owned)
         for done, (name, (module, source, part)) in enumerate(owned.items(), start=1):
             generator = torch.Generator().manual_seed(job.seed(stage, f"initialise/{name}"))
             with _naming(name):
-                a[name], b[name] = job.method(part).initialise(
+                a[name], b[name] = job.methods.of(part).initialise(
                     (module.out_features, module.in_features),
                     job.config.lora.rank,
                     known.layer(name, source),
@@ -102,7 +102,7 @@ def initialise(job: Job, method: Method, stage: int) -> list[Path]:
     return [file]
 
 
-def learn(job: Job, method: Method, stage: int) -> list[Path]:
+def learn(job: Job, stage: int) -> list[Path]:
     """Trains the adapters (and the projector) on the task and stores them."""
     config, directory = job.config, job.stage(stage)
     report = job.progress.step(stage, "train")
@@ -120,7 +120,7 @@ def learn(job: Job, method: Method, stage: int) -> list[Path]:
         model,
         factors,
         config.lora,
-        train_a=method.train_a,
+        train_a=job.methods.train_a,
         projector=projector,
         fp32_adapters=deepspeed is None,
     )
@@ -137,25 +137,23 @@ def learn(job: Job, method: Method, stage: int) -> list[Path]:
             world=job.world,
             folder=directory.checkpoints,
             set_epoch=set_epoch,
-            penalty=_penalty(job, method, stage, adapted, parts),
+            penalty=_penalty(job, stage, adapted, parts),
             progress=report,
         )
-    tensors = collect(adapted, factors, projector, train_a=method.train_a)
+    tensors = collect(adapted, factors, projector, train_a=job.methods.train_a)
     if not job.world.is_main:
         return []
     write_jsonl(directory.train_log, rows)
     return [*save_adapter(directory.adapter, tensors, list(factors), config.lora, projector), directory.train_log]
 
 
-def _penalty(
-    job: Job, method: Method, stage: int, adapted: PeftModel, parts: Mapping[str, str]
-) -> Callable[[], torch.Tensor] | None:
+def _penalty(job: Job, stage: int, adapted: PeftModel, parts: Mapping[str, str]) -> Callable[[], torch.Tensor] | None:
     """The sum of the method's penalties over all layers (with the part of the model each is in), if it has any."""
-    if not method.penalises:
+    if not job.methods.penalises:
         return None
     factors = trained_a(adapted, parts)
     bases = {name: basis.to(job.world.device) for name, basis in load_bases(job.run, stage - 1, parts).items()}
-    methods = {part: job.method(part) for part in set(parts.values())}
+    methods = {part: job.methods.of(part) for part in set(parts.values())}
 
     def penalty() -> torch.Tensor:
         each = [methods[parts[name]].penalty(a, bases.get(name)).float() for name, a in factors.items()]
@@ -164,11 +162,11 @@ def _penalty(
     return penalty
 
 
-def protect(job: Job, method: Method, stage: int) -> list[Path]:
+def protect(job: Job, stage: int) -> list[Path]:
     """Measures the merged model and grows the basis by what the task uses."""
     model = job.load_model(stage)
     owners = job.owners(model)
-    measured = _measure(job, model, stage, "remeasure", job.wanted("after"), owners)
+    measured = _measure(job, model, stage, "remeasure", job.methods.wanted("after"), owners)
     report = job.progress.step(stage, "protect")
     mine: dict[str, torch.Tensor] = {}
     files = [job.stage(stage).subspace]
@@ -177,14 +175,14 @@ def protect(job: Job, method: Method, stage: int) -> list[Path]:
         bases = load_bases(job.run, stage - 1, owned)
         before = {name: basis.shape[1] for name, basis in bases.items()}
         known = _Known(measured, stage)
-        if "past_moment" in job.wanted("after"):
+        if "past_moment" in job.methods.wanted("after"):
             known.past_moments = update_moments(job, stage, measured.second_moments, measured.tokens, owners)
             files.append(job.stage(stage).moments)
-        if "adapter" in job.wanted("after"):
+        if "adapter" in job.methods.wanted("after"):
             known.adapters = load_factors(job.stage(stage).adapter, owned)
         for done, (name, target) in enumerate(owned.items(), start=1):
             with _naming(name):
-                basis = job.method(target.part).protect(
+                basis = job.methods.of(target.part).protect(
                     known.layer(name, target.source), bases[name].to(job.world.device) if name in bases else None
                 )
             if basis is not None:
@@ -194,7 +192,7 @@ def protect(job: Job, method: Method, stage: int) -> list[Path]:
     return files
 
 
-def evaluate(job: Job, method: Method, stage: int) -> list[Path]:
+def evaluate(job: Job, stage: int) -> list[Path]:
     """Answers the questions of every task and probe."""
     return answer(job, stage, job.config.benchmark.evaluated_after(stage))
 
@@ -224,7 +222,7 @@ def answer(job: Job, stage: int, tasks: Sequence[AnyTask]) -> list[Path]:
     return files
 
 
-def score(job: Job, method: Method, stage: int) -> list[Path]:
+def score(job: Job, stage: int) -> list[Path]:
     """Scores the recorded predictions; needs no model.
 
     Raises:

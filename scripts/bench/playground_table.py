@@ -4,8 +4,9 @@
 
 First each method learns the stream's first three tasks with every learning rate of its grid and is scored on the
 validation split; the rate with the best mean final accuracy is kept (for CLIP the best Average, which counts tasks to
-come, too). Then it runs the whole stream with that rate and three other seeds, scored on the test split. "zero_shot" is the untouched model. Runs are ordinary run
-directories, each in one process with one thread: what is there already is used again.
+come, too). Then it runs the whole stream with that rate and three other seeds, scored on the test split. "zero_shot"
+is the untouched model. Runs are ordinary run directories, each in one process with one thread: what is there already
+is used again.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from llava_cl.pipeline import stage as stages
 from llava_cl.pipeline import steps
 from llava_cl.pipeline.export import export
 from llava_cl.pipeline.job import Job
-from llava_cl.pipeline.preflight import check_plan, required_bytes
+from llava_cl.pipeline.preflight import check_plan, check_setup, required_bytes
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.task_data import read_questions
 from llava_cl.report import write_report
@@ -543,6 +543,32 @@ def test_a_model_that_does_not_fit_the_tasks_is_refused_with_one_message(
             run_here(load_config(config), tmp_path / "run")
         assert len(error.value.problems) == 1
         assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_model_of_heads_is_not_asked_for_classes_it_has_not_learned(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"benchmark\.evaluate: .*'vit' knows no class before .*'seen'"):
+        check_setup(_config(folder, "splitlora", "benchmark.evaluate=all"), 1)
+
+
+def test_options_for_a_part_that_the_model_lacks_are_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"method\.parts: txt is no part of a model of family 'vit'"):
+        check_setup(_config(folder, "splitlora", "method.parts={txt: {alpha: 2}}"), 1)
+    with pytest.raises(InputError, match=r"method\.parts\.txt\.alpha of splitlora"):
+        check_plan(_config(folder, "splitlora", "method.parts={txt: {alpha: -2}}"), 1)
+
+
+def test_the_batch_of_measurement_is_part_of_a_run_whose_statistic_depends_on_it(tmp_path: Path) -> None:
+    """Means over batches by place do, sums do not."""
+    for protect in ("mean_feature", "feature"):
+        content = tiny_clip.run_content(tmp_path)
+        content["method"]["options"] = {"protect": protect}
+        run_here(tiny_config(tmp_path, content), tmp_path / protect, until=0)
+        other = tiny_config(tmp_path, content, "measurement.batch_size=9")
+        if protect == "feature":
+            run_here(other, tmp_path / protect, until=0)
+        else:
+            with pytest.raises(InputError, match=r"\+ identity\.measurement\.batch_size: 9"):
+                run_here(other, tmp_path / protect, until=0)
 
 
 def test_a_bfloat16_head_needs_fp32_copies_as_a_projector_does(folder: Path) -> None:

@@ -373,6 +373,8 @@ def test_an_export_gives_plain_transformers_the_same_scores(timm: Path, tmp_path
     with torch.no_grad():
         torch.testing.assert_close(plain(_pixels()).logits, _scores(own, model, (0, 1, 2)), rtol=0, atol=1e-5)
     assert plain.config.num_labels == 7
+    names = [name for task in model.class_names for name in task]
+    assert plain.config.id2label == dict(enumerate(names))
     assert plain.classifier.out_features == 7
 
 
