@@ -48,6 +48,8 @@ class Job:
     world: World
     progress: ProgressWriter
     seconds: dict[str, float] = field(default_factory=dict)
+    trained: dict[str, int] = field(default_factory=dict)
+    """Samples and tokens that were trained on."""
 
     def __post_init__(self) -> None:
         self.samples: Samples = samples_of(self.config)
@@ -64,13 +66,16 @@ class Job:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin
 
     def take_cost(self) -> dict[str, Any]:
-        """Seconds of each part since the last call, and the largest peak memory of a rank so far, in bytes."""
+        """Seconds of each part and what was trained since the last call, and a rank's peak memory so far in bytes."""
         if self.world.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.world.device)
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         cost = {"seconds": dict(self.seconds), "peak_memory_bytes": max(gather_objects(memory, self.world))}
+        if self.trained:
+            cost["trained"] = dict(self.trained)
         self.seconds.clear()
+        self.trained.clear()
         return cost
 
     def decide(self, decision: bool) -> bool:
