@@ -30,7 +30,7 @@ def predict_seconds(
     stages, seconds = config.benchmark.tasks, dict[Step, float]()
     middle = sorted(size.middle for size in sizes)[len(sizes) // 2]
     methods = Methods(config.method)
-    passes = sum(bool(methods.wanted(when) - {"adapter"}) for when in ("before", "after"))  # type: ignore[arg-type]
+    passes = sum(bool(methods.wanted(when) - {"adapter"}) for when in ("before", "after"))
     questions = sum(_questions(config, task) for task in config.benchmark.evaluated)
     work: dict[Step, float] = {
         "measure": passes * config.measurement.ratio * sum(count or 0 for count in counts),

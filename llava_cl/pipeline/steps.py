@@ -138,7 +138,7 @@ def learn(job: Job, stage: int) -> list[Path]:
                 stage,
                 job.seed(stage, "train"),
                 beside.learning_rate if beside else None,
-                recompute=recomputes(config, job.samples, "train", config.task(stage), job.world),
+                recompute=recomputes(config, job.samples, config.task(stage), job.world),
             ),
             deepspeed=deepspeed,
             world=job.world,
@@ -295,7 +295,7 @@ def _measure(
     indices = sorted(indices, key=lambda index: (abs(lengths[index]), index))
     size = job.config.measurement.batch_size
     batches = local_share([indices[start : start + size] for start in range(0, len(indices), size)], job.world)
-    if recomputes(job.config, job.samples, "measure", task, job.world):
+    if job.config.training.gradient_checkpointing is True:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
     report = job.progress.step(stage, part)
