@@ -38,6 +38,7 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
         "olora": (1e-3,),
         "inflora": (1e-3,),
         "splitlora": (1e-3,),
+        "splitlora_gradient": (1e-3,),
         "keeplora": (1e-3,),
     },
     "mtil": {
