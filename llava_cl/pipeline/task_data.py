@@ -58,6 +58,13 @@ def evaluation_folder(task: ClassTaskConfig, evaluation: EvaluationConfig) -> st
     return task.validation if evaluation.split == "validation" and task.validation is not None else task.test
 
 
+def picture_folder(config: RunConfig, task: AnyTask) -> Path:
+    """The folder that the image paths of a task's evaluated questions are relative to."""
+    if isinstance(task, TaskConfig):
+        return config.data_root / task.images
+    return config.data_root / evaluation_folder(task, config.evaluation)
+
+
 def evaluation_files(task: TaskConfig, evaluation: EvaluationConfig) -> tuple[str, str | None]:
     """Question and reference file of the split that is evaluated; a task without validation has its test split."""
     if evaluation.split == "validation" and task.validation is not None:
@@ -69,7 +76,7 @@ def read_questions(config: RunConfig, task: AnyTask) -> list[QuestionRecord]:
     """The questions of a task in the split that is evaluated; those of classes have the class's name as answer."""
     if isinstance(task, TaskConfig):
         return load_question_records(config.data_root / evaluation_files(task, config.evaluation)[0])
-    folder = config.data_root / evaluation_folder(task, config.evaluation)
+    folder = picture_folder(config, task)
     return [
         QuestionRecord(record.id, (record.id,), "", task.folders[record.label])
         for record in load_class_records(folder, task.folders)

@@ -112,6 +112,8 @@ class TaskScore(_Schema):
     strict_score: FiniteFloat | None = None
     items: NonNegativeInt
     metrics: dict[str, FiniteFloat | None] = {}
+    credits: dict[str, FiniteFloat] = {}
+    """Points of each question by its id."""
 
 
 class StageScores(_Schema):
@@ -130,6 +132,7 @@ class StageRecord:
     """One stage that has a folder: its number (0 = the untouched base) and its losses by step."""
 
     number: int
+    folder: Path
     committed: bool
     losses: dict[int, float]
 
@@ -185,10 +188,10 @@ def load_run(run_dir: Path) -> RunRecord:
     if not (run_dir / "run.json").is_file():
         raise InputError(f"{run_dir} is not a run directory: it has no run.json. Give the --output of a run.")
     problems: list[str] = []
-    run = _collect(RunInfo, run_dir / "run.json", problems)
+    run = read_file(RunInfo, run_dir / "run.json", problems)
     metrics = None
     if (run_dir / "metrics.json").exists():
-        metrics = _collect(Metrics, run_dir / "metrics.json", problems)
+        metrics = read_file(Metrics, run_dir / "metrics.json", problems)
     elif run is not None:
         metrics = Metrics(format=1, tasks=run.tasks)
     if run is None or metrics is None:
@@ -209,10 +212,10 @@ def load_run(run_dir: Path) -> RunRecord:
             continue
         folder = folders[0]
         losses = _read_losses(folder / "train_log.jsonl", problems)
-        stages[number] = StageRecord(number, (folder / "stage.json").is_file(), losses)
+        stages[number] = StageRecord(number, folder, (folder / "stage.json").is_file(), losses)
         if (folder / "scores.json").exists():
             scores_path, scores_stage = folder / "scores.json", number
-    scores = _collect(StageScores, scores_path, problems) if scores_path else None
+    scores = read_file(StageScores, scores_path, problems) if scores_path else None
     if problems:
         raise InputError(*problems)
     return RunRecord(run_dir, run, metrics, stages, scores.scores if scores else {}, scores_stage)
@@ -233,7 +236,8 @@ def parse_metrics(metrics: Metrics | Mapping[str, Any]) -> Metrics:
     return parsed
 
 
-def _collect(schema: type[Record], path: Path, problems: list[str]) -> Record | None:
+def read_file(schema: type[Record], path: Path, problems: list[str]) -> Record | None:
+    """The content of a JSON file by its schema, or None where `problems` has grown by what is wrong with it."""
     try:
         return schema.model_validate_json(path.read_bytes())
     except OSError as error:

@@ -13,6 +13,7 @@ from llava_cl.report.heatmap import accuracy_table
 from llava_cl.report.load import RunRecord, load_run
 from llava_cl.report.tables import cost_table, metrics_table, score_table, settings_table
 from llava_cl.report.text import duration, mean, metric, percent, signed
+from llava_cl.report.timeline import timeline
 from llava_cl.store import write_text
 
 TILES = {"MFN": "mean accuracy (MFN)", "BWT": "backward transfer (BWT)", "Transfer": "before learning (Transfer)"}
@@ -38,7 +39,7 @@ def write_report(run_dir: Path) -> Path:
 
 def render_page(record: RunRecord) -> str:
     """The whole page as HTML."""
-    parts = (_headline, _accuracy, _metrics, _curves, _retention, _bases, _losses, _costs, _settings)
+    parts = (_headline, _accuracy, _answers, _metrics, _curves, _retention, _bases, _losses, _costs, _settings)
     return document(f"{record.run.name}: {record.state}", "".join(part(record) for part in parts))
 
 
@@ -102,6 +103,16 @@ def _accuracy(record: RunRecord) -> str:
         order = [task for task in (*metrics.tasks, *record.run.probes) if task in record.scores]
         body += _fold(name, score_table({task: record.scores[task] for task in order}))
     return section("Accuracy", body, note)
+
+
+def _answers(record: RunRecord) -> str:
+    note = (
+        "What became of each task's test questions since the task was learned, and a few of them with what the model "
+        "said after every stage. A full cell is a right answer, an empty one a wrong answer; the framed one is the stage "
+        "that learned the task."
+    )
+    drawn = timeline(record)
+    return section("Answers", drawn, note) if drawn else ""
 
 
 def _metrics(record: RunRecord) -> str:
