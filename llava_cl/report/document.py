@@ -11,7 +11,7 @@ from importlib.resources import files
 def document(title: str, body: str, refresh: int | None = None) -> str:
     """One self-contained page.
 
-    Its content policy lets nothing be fetched and no script run but the page's own, wherever the body's texts come from.
+    Its content policy lets nothing be fetched, and no script run but the page's own, whatever the body holds.
 
     Args:
         title: is escaped.

@@ -108,8 +108,8 @@ def _accuracy(record: RunRecord) -> str:
 def _answers(record: RunRecord) -> str:
     note = (
         "What became of each task's test questions since the task was learned, and a few of them with what the model "
-        "said after every stage. A full cell is a right answer, an empty one a wrong answer; the framed one is the stage "
-        "that learned the task."
+        "said after every stage. A full cell is a right answer, an empty one a wrong answer; in the framed stage the task "
+        "was learned."
     )
     drawn = timeline(record)
     return section("Answers", drawn, note) if drawn else ""
