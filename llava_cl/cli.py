@@ -184,12 +184,19 @@ def export(
 def report(
     run_dirs: Annotated[list[Path], typer.Argument(help="One run directory, or several to compare.")],
     output: Annotated[Path, typer.Option(help="Where a comparison is written.")] = Path("comparison.html"),
+    export: Annotated[
+        bool,
+        typer.Option("--export", help="Also write matrix and curves as PNG, PDF, CSV and LaTeX, beside each report."),
+    ] = False,
 ) -> None:
     """Rewrite a run's HTML report, or compare several runs on one page."""
-    from llava_cl.report import compare_runs, write_report
+    from llava_cl.report import compare_runs, export_run, write_report
 
-    page = write_report(run_dirs[0]) if len(run_dirs) == 1 else compare_runs(run_dirs, output)
-    Console().print(str(page), highlight=False, soft_wrap=True)
+    files = [write_report(run_dirs[0]) if len(run_dirs) == 1 else compare_runs(run_dirs, output)]
+    if export:
+        files += [file for run_dir in run_dirs for file in export_run(run_dir)]
+    for file in files:
+        Console().print(str(file), highlight=False, soft_wrap=True)
 
 
 @app.command()

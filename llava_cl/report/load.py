@@ -52,7 +52,10 @@ class Probes(_Schema):
 
 
 class LayerBasis(_Schema):
-    """One layer's basis after a stage: `columns` of the `of` input dimensions, `added` of them new."""
+    """One layer's basis after a stage: `columns` of the `of` input dimensions, `added` of them new.
+
+    `energy` is the share of the weight's squared Frobenius norm that the basis holds, 0 to 1.
+    """
 
     columns: NonNegativeInt
     added: NonNegativeInt
@@ -102,6 +105,11 @@ class Metrics(_Schema):
         if self.probes.rows and len(self.probes.rows) - len(self.matrix) not in (0, 1):
             problems.append(f"field probes.rows: {len(self.probes.rows)} rows for {len(self.matrix)} stages")
         return problems + _ragged("probes.rows", self.probes.rows, len(self.probes.names))
+
+
+def first_probed(metrics: Metrics) -> int:
+    """The stage of the first row of probes: 0 where the base was evaluated, else 1."""
+    return len(metrics.matrix) + 1 - len(metrics.probes.rows)
 
 
 class TaskScore(_Schema):

@@ -8,9 +8,8 @@ from pathlib import Path
 from llava_cl.report.basis import basis_panels
 from llava_cl.report.curves import columns_over_stages, loss_panel, stage_panels
 from llava_cl.report.document import document, panels, section
-from llava_cl.report.figures import write_figures
 from llava_cl.report.heatmap import accuracy_table
-from llava_cl.report.load import RunRecord, load_run
+from llava_cl.report.load import RunRecord, first_probed, load_run
 from llava_cl.report.tables import cost_table, metrics_table, score_table, settings_table
 from llava_cl.report.text import duration, mean, metric, percent, signed
 from llava_cl.report.timeline import timeline
@@ -20,12 +19,12 @@ TILES = {"MFN": "mean accuracy (MFN)", "BWT": "backward transfer (BWT)", "Transf
 
 
 def write_report(run_dir: Path) -> Path:
-    """(Re)write `run_dir/report`: `index.html`, and the accuracy matrix and curves as PNG and PDF.
+    """(Re)write `run_dir/report/index.html`.
 
     Works at any time of a run; a section whose data is not there yet is left out.
 
     Returns:
-        The path of `index.html`.
+        Its path.
 
     Raises:
         InputError: a file of the run is missing or does not follow its schema.
@@ -33,7 +32,6 @@ def write_report(run_dir: Path) -> Path:
     record = load_run(Path(run_dir))
     page = record.directory / "report" / "index.html"
     write_text(page, render_page(record))
-    write_figures(record.metrics, page.parent)
     return page
 
 
@@ -108,8 +106,7 @@ def _accuracy(record: RunRecord) -> str:
 def _answers(record: RunRecord) -> str:
     note = (
         "What became of each task's test questions since the task was learned, and a few of them with what the model "
-        "said after every stage. A full cell is a right answer, an empty one a wrong answer; in the framed stage the task "
-        "was learned."
+        "said after every stage. Full cells are right answers, empty ones wrong; the framed stage learned the task."
     )
     drawn = timeline(record)
     return section("Answers", drawn, note) if drawn else ""
@@ -137,16 +134,23 @@ def _retention(record: RunRecord) -> str:
     probes = record.metrics.probes
     if not probes.rows or not probes.names:
         return ""
-    first = len(record.metrics.matrix) + 1 - len(probes.rows)
-    lines = columns_over_stages(probes.rows, first)
+    lines = columns_over_stages(probes.rows, first_probed(record.metrics))
     drawn = stage_panels(probes.names, lines, (0, len(record.run.tasks)), "probes")
     return section("What the base knew", drawn, "Accuracy by stage on the base model's own questions.")
 
 
 def _bases(record: RunRecord) -> str:
-    drawn = basis_panels(record.metrics.stages)
-    note = "Share of each layer's input space that is protected: blocks across, stages down, means at the right."
-    return section("Basis", panels(drawn), note) if drawn else ""
+    stages = record.metrics.stages
+    rank = basis_panels(stages, lambda layer: layer.fill, "rank of the basis")
+    energy = basis_panels(stages, lambda layer: layer.energy, "protected energy")
+    html = ""
+    if rank:
+        note = "Share of each layer's input dimensions that is protected: blocks across, stages down, means right."
+        html += section("Rank of the bases", panels(rank), note)
+    if energy:
+        note = "Share of each weight's squared norm that is in protected directions, in the same way."
+        html += section("Protected energy", panels(energy), note)
+    return html
 
 
 def _losses(record: RunRecord) -> str:
