@@ -27,8 +27,8 @@ _ESCAPES = {
 def export_run(run_dir: Path) -> list[Path]:
     """Write what a paper needs into `run_dir/report`, once a stage is done; the files that were written.
 
-    `accuracy_matrix.{png,pdf,csv,tex}`, `curves.{png,pdf,csv}` (the base's own questions among them), `metrics.{csv,tex}`.
-    The LaTeX tables need the package booktabs.
+    `accuracy_matrix.{png,pdf,csv,tex}`, `curves.{png,pdf,csv}` (with the base's own questions) and
+    `metrics.{csv,tex}`. The LaTeX tables need the package booktabs.
 
     Raises:
         InputError: a file of the run is missing or does not follow its schema.
@@ -82,18 +82,8 @@ def _latex(columns: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -
     """A booktabs table of texts that are LaTeX already, below a header that is escaped here."""
     lines = [[_escape(name) for name in header], *rows]
     head, *body = (" & ".join(line) + r" \\" for line in lines)
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end, ""])
 
 
 def _latex_row(row: Sequence[str | Value], bold: int | None) -> list[str]:

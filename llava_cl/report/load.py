@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from llava_cl.errors import InputError
+from llava_cl.store.run_directory import LIVE_LOG
 
 Row = list[FiniteFloat | None]
 Record = TypeVar("Record", bound=BaseModel)
@@ -130,19 +131,28 @@ class StageScores(_Schema):
     scores: dict[str, TaskScore]
 
 
-class _LogLine(_Schema):
+class LogLine(_Schema):
+    """One optimizer step of a training."""
+
     step: NonNegativeInt
     loss: float
+    learning_rate: float | None = None
+    grad_norm: float | None = None
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage that has a folder: its number (0 = the untouched base) and its losses by step."""
+    """One stage that has a folder: its number (0 = the untouched base) and the log of its training by step."""
 
     number: int
     folder: Path
     committed: bool
-    losses: dict[int, float]
+    log: dict[int, LogLine]
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """Training loss by step."""
+        return {step: line.loss for step, line in self.log.items()}
 
 
 @dataclass(frozen=True)
@@ -219,8 +229,9 @@ def load_run(run_dir: Path) -> RunRecord:
         if len(folders) != 1:
             continue
         folder = folders[0]
-        losses = _read_losses(folder / "train_log.jsonl", problems)
-        stages[number] = StageRecord(number, folder, (folder / "stage.json").is_file(), losses)
+        log = folder / "train_log.jsonl"
+        lines = _read_log(log if log.exists() else folder / "checkpoints" / LIVE_LOG, problems)
+        stages[number] = StageRecord(number, folder, (folder / "stage.json").is_file(), lines)
         if (folder / "scores.json").exists():
             scores_path, scores_stage = folder / "scores.json", number
     scores = read_file(StageScores, scores_path, problems) if scores_path else None
@@ -274,17 +285,17 @@ def _ragged(name: str, rows: list[Row], width: int) -> list[str]:
     ]
 
 
-def _read_losses(path: Path, problems: list[str]) -> dict[int, float]:
-    """Loss by step. A last line without its newline is still being written, and waits for the next report."""
+def _read_log(path: Path, problems: list[str]) -> dict[int, LogLine]:
+    """The lines by step. A last line without its newline is still being written, and waits for the next report."""
     if not path.exists():
         return {}
-    losses: dict[int, float] = {}
+    found: dict[int, LogLine] = {}
     *lines, _unfinished = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
-            entry = _LogLine.model_validate_json(line)
+            entry = LogLine.model_validate_json(line)
         except ValidationError as error:
             problems += _problems(error, f"{path}, line {number}")
             break
-        losses[entry.step] = entry.loss
-    return dict(sorted(losses.items()))
+        found[entry.step] = entry
+    return dict(sorted(found.items()))

@@ -31,17 +31,25 @@ def write_report(run_dir: Path) -> Path:
     """
     record = load_run(Path(run_dir))
     page = record.directory / "report" / "index.html"
-    write_text(page, render_page(record))
+    write_text(page, render_page(record, answers=timeline(record)))
     return page
 
 
-def render_page(record: RunRecord) -> str:
-    """The whole page as HTML."""
-    parts = (_headline, _accuracy, _answers, _metrics, _curves, _retention, _bases, _losses, _costs, _settings)
-    return document(f"{record.run.name}: {record.state}", "".join(part(record) for part in parts))
+def render_page(record: RunRecord, *, answers: str = "", status: str = "", refresh: int | None = None) -> str:
+    """The whole page as HTML.
+
+    Args:
+        record: the run.
+        answers: what `timeline` made of it.
+        status: what the stage under way is at.
+        refresh: see `document`.
+    """
+    parts = (_metrics, _curves, _retention, _bases, _losses, _costs, _settings)
+    body = [_headline(record, status), _accuracy(record), _answers(answers), *(part(record) for part in parts)]
+    return document(f"{record.run.name}: {record.state}", "".join(body), refresh)
 
 
-def _headline(record: RunRecord) -> str:
+def _headline(record: RunRecord, status: str) -> str:
     run = record.run
     pips = "".join(
         f'<li class="{_progress(record, number)}" title="{escape(task)}"><span>{number}</span> {escape(task)}</li>'
@@ -53,7 +61,7 @@ def _headline(record: RunRecord) -> str:
         f"{run.ranks} rank{'s' if run.ranks > 1 else ''}",
         f"started {run.started:%Y-%m-%d %H:%M}",
     )
-    state = record.state[0].upper() + record.state[1:]
+    state = record.state[0].upper() + record.state[1:] + (f": {status}" if status else "")
     return (
         f'<header><p class="over">{escape(run.method)} on {escape(run.benchmark)}</p>'
         f'<h1>{escape(run.name)}</h1><p class="state">{escape(state)}</p><ol class="pips">{pips}</ol>'
@@ -103,12 +111,11 @@ def _accuracy(record: RunRecord) -> str:
     return section("Accuracy", body, note)
 
 
-def _answers(record: RunRecord) -> str:
+def _answers(drawn: str) -> str:
     note = (
         "What became of each task's test questions since the task was learned, and a few of them with what the model "
         "said after every stage. Full cells are right answers, empty ones wrong; the framed stage learned the task."
     )
-    drawn = timeline(record)
     return section("Answers", drawn, note) if drawn else ""
 
 
