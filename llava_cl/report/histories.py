@@ -126,7 +126,7 @@ def _task_history(
     scale = _good(list(known.values())) if graded else 1.0
     since = [score.credits for number, score in scores.items() if number >= learned]
     fates = {id_: fate([credits[id_] >= scale / 2 for credits in since]) for id_ in ids}
-    chosen = _choose(task, fates, share)
+    chosen = choose(task, fates, share)
     texts = {number: _answers(folders[number] / "predictions" / f"{task}.jsonl", chosen) for number in stages}
     sample = []
     for id_ in chosen:
@@ -146,8 +146,17 @@ def _good(credits: Sequence[float]) -> float:
     return max(sorted(credits)[int(0.95 * (len(credits) - 1))], 1e-9)
 
 
-def _choose(task: str, fates: Mapping[str, Fate], share: int) -> list[str]:
-    """A spread over the fates that is the same in every report in which the fates are."""
+def choose(task: str, fates: Mapping[str, Fate], share: int) -> list[str]:
+    """A spread over the fates, drawn by the questions' ids, so that it changes only where fates change.
+
+    Args:
+        task: the task's name, so that tasks with the same ids do not show the same places of their files.
+        fates: question id -> fate.
+        share: how many to choose.
+
+    Returns:
+        Ids, in the order of the fates.
+    """
     drawn = sorted(fates, key=lambda id_: hashlib.sha256(f"{task}/{id_}".encode()).digest())
     waiting = {kind: [id_ for id_ in drawn if fates[id_] is kind] for kind in Fate}
     chosen: list[str] = []

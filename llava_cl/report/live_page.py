@@ -14,7 +14,8 @@ from llava_cl.store import write_text
 
 SECONDS = 20
 """Between two versions of the page; more where it takes long to write."""
-_MOST_OF_THE_TIME = 0.02
+MOST_OF_THE_TIME = 0.02
+"""That writing the page may take."""
 
 
 class LivePage:
@@ -46,7 +47,7 @@ class LivePage:
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """A stage's job starts."""
-        self._status = "ranks start"
+        self._status = f"stage {stage} starts"
         self._write(SECONDS)
 
     def event(self, event: Event) -> None:
@@ -72,4 +73,4 @@ class LivePage:
         page = render_page(record, answers=self._answers, status=status, refresh=refresh)
         write_text(self._run_dir / "report" / "index.html", page)
         now = time.monotonic()
-        self._next = now + max(self._seconds, (now - begin) / _MOST_OF_THE_TIME)
+        self._next = now + max(self._seconds, (now - begin) / MOST_OF_THE_TIME)

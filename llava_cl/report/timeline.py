@@ -82,7 +82,7 @@ def _card(history: TaskHistory, one: History, question: Question | None, names: 
         alt = "picture of the question" if question.pictures == 1 else f"first of {question.pictures} pictures"
         picture = (
             f'<img src="{question.picture.uri}" width="{question.picture.width}" height="{question.picture.height}" '
-            f'alt="{alt}" loading="lazy" decoding="async">'
+            f'alt="{alt}" decoding="async">'
         )
     elif question and question.pictures:
         picture = '<p class="lost">no picture</p>'

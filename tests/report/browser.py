@@ -58,17 +58,25 @@ class Tab:
                 assert "error" not in answer, (method, answer)
                 return answer["result"]
 
-    def open(self, page: Path, *, width: int = 1200, dark: bool = False) -> None:
-        """Loads a page from its file and waits until it is complete."""
+    def open(self, page: Path, *, place: str = "", width: int = 1200, dark: bool = False) -> None:
+        """Loads a page from its file, at a place after "#", and waits until it is complete."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         self._events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url="about:blank")  # else another place on the same page would not load it anew
+        self.wait_for_load()
+        self.trouble.clear()
+        self.call("Page.navigate", url=page.resolve().as_uri() + place)
+        self.wait_for_load()
+
+    def wait_for_load(self) -> None:
+        """Waits until a page is complete that was not when this was last called."""
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._receive()
+        self._events.clear()
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""

@@ -87,7 +87,7 @@ def metrics(done: int, tasks: list[str] | None = None) -> dict[str, Any]:
     return {
         "format": 1,
         "tasks": tasks,
-        "matrix": MATRIX[:done],
+        "matrix": [list(row) for row in MATRIX[:done]],
         "base_row": BASE,
         "strict_matrix": None,
         "probes": {
