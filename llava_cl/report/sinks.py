@@ -68,14 +68,18 @@ class WandB:
         import wandb
 
         identifier = f"{record.directory}/{record.run.started.isoformat()}"
-        self._run = wandb.init(
-            project="llava_cl",
-            name=record.run.name,
-            id=hashlib.sha256(identifier.encode()).hexdigest()[:16],
-            resume="allow",
-            dir=str(record.directory),
-            config=record.run.config,
-        )
+        try:
+            self._run = wandb.init(
+                project="llava_cl",
+                name=record.run.name,
+                id=hashlib.sha256(identifier.encode()).hexdigest()[:16],
+                resume="allow",
+                dir=str(record.directory),
+                config=record.run.config,
+            )
+        except wandb.Error as error:
+            advice = "log in with `wandb login`, set WANDB_MODE=offline, or leave it out of report_to"
+            raise InputError(f"report_to: wandb does not start ({error}); {advice}.") from error
         for axis, groups in GROUPS.items():
             for group in groups:
                 self._run.define_metric(f"{group}/*", step_metric=axis)

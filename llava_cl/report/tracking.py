@@ -48,7 +48,8 @@ class Tracking:
         """There is nothing to log yet."""
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:
-        """There is nothing to log yet."""
+        """Opens what curves are written to, so that a problem with it is told before anything is spent."""
+        self.update()
 
     def event(self, event: Event) -> None:
         """Logs the training under way, now and then."""

@@ -111,6 +111,7 @@ def test_wandb_gets_points_with_their_axes(tmp_path: Path, monkeypatch: pytest.M
 
     module = types.ModuleType("wandb")
     module.init = init  # type: ignore[attr-defined]
+    module.Error = RuntimeError  # type: ignore[attr-defined]
     module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
     monkeypatch.setitem(sys.modules, "wandb", module)
     run = write_run(tmp_path, 1)
@@ -128,6 +129,16 @@ def test_wandb_gets_points_with_their_axes(tmp_path: Path, monkeypatch: pytest.M
     assert [point["accuracy/VizWiz"] for point in points if "stage" in point] == [38.39, 38.21]
     assert calls.count(("finish",)) == 2
     assert not (run / "tensorboard").exists()
+
+    def refuse(**arguments: Any) -> Run:
+        raise RuntimeError("no key")
+
+    monkeypatch.setattr(module, "init", refuse)
+    with (
+        pytest.raises(InputError, match=r"wandb does not start \(no key\)"),
+        Tracking(config(["wandb"]), run) as tracking,
+    ):
+        tracking.stage_begins(1, "ImageNet-R", 6)
 
 
 def test_a_package_that_is_asked_for_and_missing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
