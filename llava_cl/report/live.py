@@ -68,7 +68,7 @@ class LiveDisplay:
         amount = f"{event.done}/{event.total}" if event.total else ""
         left = self._left(event)
         if not self._console.is_terminal and time.monotonic() - self._line > _SECONDS_BETWEEN_LINES:
-            self._show(" ".join(filter(None, (label, amount, left))))
+            self._show(f"{label} " + ", ".join(filter(None, (amount, left))))
         self._progress.update(
             self._bar, description=label, total=event.total or None, completed=event.done, amount=amount, left=left
         )
@@ -117,7 +117,7 @@ class LiveDisplay:
             self._progress.update(self._bar, description=label, total=None, completed=0, amount="", left=self._left())
         else:
             self._line = time.monotonic()
-            self._console.print(f"[{_clock(self._line - self._begin)}] {label}", markup=False, highlight=False)
+            self._console.print(f"[{_clock(self._line - self._begin)}] {label}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:
