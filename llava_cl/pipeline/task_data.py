@@ -58,11 +58,12 @@ def evaluation_folder(task: ClassTaskConfig, evaluation: EvaluationConfig) -> st
     return task.validation if evaluation.split == "validation" and task.validation is not None else task.test
 
 
-def picture_folder(config: RunConfig, task: AnyTask) -> Path:
-    """The folder that the image paths of a task's evaluated questions are relative to."""
+def picture_places(config: RunConfig, task: AnyTask, question: QuestionRecord) -> list[tuple[str, Path]]:
+    """The pictures of an evaluated question, each as a path and the folder that it must not leave."""
     if isinstance(task, TaskConfig):
-        return config.data_root / task.images
-    return config.data_root / evaluation_folder(task, config.evaluation)
+        return [(image, config.data_root / task.images) for image in question.images]
+    folder = evaluation_folder(task, config.evaluation)
+    return [(f"{folder}/{image}", config.data_root) for image in question.images]
 
 
 def evaluation_files(task: TaskConfig, evaluation: EvaluationConfig) -> tuple[str, str | None]:
@@ -76,7 +77,7 @@ def read_questions(config: RunConfig, task: AnyTask) -> list[QuestionRecord]:
     """The questions of a task in the split that is evaluated; those of classes have the class's name as answer."""
     if isinstance(task, TaskConfig):
         return load_question_records(config.data_root / evaluation_files(task, config.evaluation)[0])
-    folder = picture_folder(config, task)
+    folder = config.data_root / evaluation_folder(task, config.evaluation)
     return [
         QuestionRecord(record.id, (record.id,), "", task.folders[record.label])
         for record in load_class_records(folder, task.folders)

@@ -117,7 +117,9 @@ class LiveDisplay:
             self._progress.update(self._bar, description=label, total=None, completed=0, amount="", left=self._left())
         else:
             self._line = time.monotonic()
-            self._console.print(f"[{_clock(self._line - self._begin)}] {label}", markup=False, highlight=False, soft_wrap=True)
+            self._console.print(
+                f"[{_clock(self._line - self._begin)}] {label}", markup=False, highlight=False, soft_wrap=True
+            )
 
 
 def _clock(seconds: float) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llava_cl.config import AnyTask, ClassTaskConfig, RunConfig
-from llava_cl.data import QuestionRecord, load_thumbnail
+from llava_cl.data import load_thumbnail
 from llava_cl.errors import InputError
 from llava_cl.pipeline.job import recorded_config
-from llava_cl.pipeline.task_data import picture_folder, read_questions
+from llava_cl.pipeline.task_data import picture_places, read_questions
 
 SIDE = 208
 """Pixels of a picture's longer side, twice what the page gives it."""
@@ -61,9 +61,14 @@ class Questions:
         except InputError as error:
             self.problem = self.problem or error.problems[0]
             return {}
-        folder = picture_folder(self._config, config)
         names = self.class_names(task)
-        return {id_: self._question(records[id_], folder, names) for id_ in ids if id_ in records}
+        found = {}
+        for id_ in ids:
+            if id_ in records:
+                pictures = picture_places(self._config, config, records[id_])
+                answer = records[id_].answer
+                found[id_] = Question(names.get(answer, answer), len(pictures), self._first(pictures))
+        return found
 
     def class_names(self, task: str) -> dict[str, str]:
         """What the class folders that a task's answers name are called; its own, then those of the other tasks."""
@@ -81,14 +86,14 @@ class Questions:
             return None
         return next((task for task in self._config.benchmark.evaluated if task.name == name), None)
 
-    def _question(self, record: QuestionRecord, folder: Path, names: Mapping[str, str]) -> Question:
-        picture = None
-        if record.images:
-            try:
-                picture = small_picture(record.images[0], folder)
-            except InputError as error:
-                self.problem = self.problem or error.problems[0]
-        return Question(names.get(record.answer, record.answer), len(record.images), picture)
+    def _first(self, pictures: Sequence[tuple[str, Path]]) -> Picture | None:
+        if not pictures:
+            return None
+        try:
+            return small_picture(*pictures[0])
+        except InputError as error:
+            self.problem = self.problem or error.problems[0]
+            return None
 
 
 def small_picture(path: str, folder: Path) -> Picture:
