@@ -34,6 +34,7 @@ _NOT_IDENTITY = (
     ("", "data_root"),
     ("", "distributed"),
     ("", "unmatched_limit"),
+    ("", "report_to"),
     ("model", "path"),
     ("model", "vision_tower"),
     ("model", "attention"),
@@ -308,7 +309,10 @@ class DistributedConfig(_Section):
 
 
 class RunConfig(_Section):
-    """Everything a run depends on, resolved and validated."""
+    """Everything a run depends on, resolved and validated.
+
+    `report_to` lists where curves are also written; null = TensorBoard, if its package is installed.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = 42
@@ -322,6 +326,7 @@ class RunConfig(_Section):
     measurement: MeasurementConfig = MeasurementConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     distributed: DistributedConfig = DistributedConfig()
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] | None = None
     unmatched_limit: float = Field(0.01, ge=0, le=1, description="share of samples without a usable mask")
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ from llava_cl.distributed import exchange_tensors, full_precision_matmul, local_
 from llava_cl.errors import RunError
 from llava_cl.methods import LayerStatistics, LoraFactors
 from llava_cl.models import LinearTarget
-from llava_cl.pipeline.bases import load_bases, load_moments, save_columns, update_moments
+from llava_cl.pipeline.bases import energy_within, load_bases, load_moments, save_columns, update_moments
 from llava_cl.pipeline.job import Job
 from llava_cl.pipeline.scoring import answers_step, predictions_file, score_stage
 from llava_cl.pipeline.task_data import read_questions
@@ -43,6 +43,7 @@ def protect_base(job: Job, stage: int) -> list[Path]:
     model = job.load_model(0)
     owners = job.owners(model)
     mine: dict[str, torch.Tensor] = {}
+    energy: dict[str, float] = {}
     with job.timed("protect"), full_precision_matmul():
         owned = _owned(job, model, owners)
         for done, (name, target) in enumerate(owned.items(), start=1):
@@ -50,8 +51,9 @@ def protect_base(job: Job, stage: int) -> list[Path]:
                 basis = job.methods.of(target.part).initial_basis(target.module.weight.detach().float())
             if basis is not None:
                 mine[name] = basis
+                energy[name] = energy_within(target.module.weight, basis)
             report(done, len(owned))
-        save_columns(job, stage, mine, {}, owners)
+        save_columns(job, stage, mine, {}, energy, owners)
     return [job.stage(stage).subspace]
 
 
@@ -169,6 +171,7 @@ def protect(job: Job, stage: int) -> list[Path]:
     measured = _measure(job, model, stage, "remeasure", job.methods.wanted("after"), owners)
     report = job.progress.step(stage, "protect")
     mine: dict[str, torch.Tensor] = {}
+    energy: dict[str, float] = {}
     files = [job.stage(stage).subspace]
     with job.timed("protect"), full_precision_matmul():
         owned = _owned(job, model, owners)
@@ -187,8 +190,9 @@ def protect(job: Job, stage: int) -> list[Path]:
                 )
             if basis is not None:
                 mine[name] = basis[:, before.get(name, 0) :]
+                energy[name] = energy_within(target.module.weight, basis)
             report(done, len(owned))
-        save_columns(job, stage, mine, before, owners)
+        save_columns(job, stage, mine, before, energy, owners)
     return files
 
 

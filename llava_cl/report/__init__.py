@@ -2,6 +2,7 @@
 
 from llava_cl.report.compare import compare_runs
 from llava_cl.report.console import console_table, summary_table
+from llava_cl.report.export import export_run
 from llava_cl.report.load import Metrics, RunRecord, load_run
 from llava_cl.report.page import write_report
 
@@ -10,6 +11,7 @@ __all__ = [
     "RunRecord",
     "compare_runs",
     "console_table",
+    "export_run",
     "load_run",
     "summary_table",
     "write_report",

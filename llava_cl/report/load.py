@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from llava_cl.errors import InputError
+from llava_cl.store.run_directory import LIVE_LOG
 
 Row = list[FiniteFloat | None]
 Record = TypeVar("Record", bound=BaseModel)
@@ -52,7 +53,10 @@ class Probes(_Schema):
 
 
 class LayerBasis(_Schema):
-    """One layer's basis after a stage: `columns` of the `of` input dimensions, `added` of them new."""
+    """One layer's basis after a stage: `columns` of the `of` input dimensions, `added` of them new.
+
+    `energy` is the share of the weight's squared Frobenius norm that the basis holds, 0 to 1.
+    """
 
     columns: NonNegativeInt
     added: NonNegativeInt
@@ -104,6 +108,11 @@ class Metrics(_Schema):
         return problems + _ragged("probes.rows", self.probes.rows, len(self.probes.names))
 
 
+def first_probed(metrics: Metrics) -> int:
+    """The stage of the first row of probes: 0 where the base was evaluated, else 1."""
+    return len(metrics.matrix) + 1 - len(metrics.probes.rows)
+
+
 class TaskScore(_Schema):
     """The scores of one task after one stage, in percent."""
 
@@ -112,6 +121,8 @@ class TaskScore(_Schema):
     strict_score: FiniteFloat | None = None
     items: NonNegativeInt
     metrics: dict[str, FiniteFloat | None] = {}
+    credits: dict[str, FiniteFloat] = {}
+    """Points of each question by its id."""
 
 
 class StageScores(_Schema):
@@ -120,18 +131,28 @@ class StageScores(_Schema):
     scores: dict[str, TaskScore]
 
 
-class _LogLine(_Schema):
+class LogLine(_Schema):
+    """One optimizer step of a training."""
+
     step: NonNegativeInt
     loss: float
+    learning_rate: float | None = None
+    grad_norm: float | None = None
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage that has a folder: its number (0 = the untouched base) and its losses by step."""
+    """One stage that has a folder: its number (0 = the untouched base) and the log of its training by step."""
 
     number: int
+    folder: Path
     committed: bool
-    losses: dict[int, float]
+    log: dict[int, LogLine]
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """Training loss by step."""
+        return {step: line.loss for step, line in self.log.items()}
 
 
 @dataclass(frozen=True)
@@ -185,10 +206,10 @@ def load_run(run_dir: Path) -> RunRecord:
     if not (run_dir / "run.json").is_file():
         raise InputError(f"{run_dir} is not a run directory: it has no run.json. Give the --output of a run.")
     problems: list[str] = []
-    run = _collect(RunInfo, run_dir / "run.json", problems)
+    run = read_file(RunInfo, run_dir / "run.json", problems)
     metrics = None
     if (run_dir / "metrics.json").exists():
-        metrics = _collect(Metrics, run_dir / "metrics.json", problems)
+        metrics = read_file(Metrics, run_dir / "metrics.json", problems)
     elif run is not None:
         metrics = Metrics(format=1, tasks=run.tasks)
     if run is None or metrics is None:
@@ -208,11 +229,12 @@ def load_run(run_dir: Path) -> RunRecord:
         if len(folders) != 1:
             continue
         folder = folders[0]
-        losses = _read_losses(folder / "train_log.jsonl", problems)
-        stages[number] = StageRecord(number, (folder / "stage.json").is_file(), losses)
+        log = folder / "train_log.jsonl"
+        lines = _read_log(log if log.exists() else folder / "checkpoints" / LIVE_LOG, problems)
+        stages[number] = StageRecord(number, folder, (folder / "stage.json").is_file(), lines)
         if (folder / "scores.json").exists():
             scores_path, scores_stage = folder / "scores.json", number
-    scores = _collect(StageScores, scores_path, problems) if scores_path else None
+    scores = read_file(StageScores, scores_path, problems) if scores_path else None
     if problems:
         raise InputError(*problems)
     return RunRecord(run_dir, run, metrics, stages, scores.scores if scores else {}, scores_stage)
@@ -233,7 +255,8 @@ def parse_metrics(metrics: Metrics | Mapping[str, Any]) -> Metrics:
     return parsed
 
 
-def _collect(schema: type[Record], path: Path, problems: list[str]) -> Record | None:
+def read_file(schema: type[Record], path: Path, problems: list[str]) -> Record | None:
+    """The content of a JSON file by its schema, or None where `problems` has grown by what is wrong with it."""
     try:
         return schema.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -262,17 +285,17 @@ def _ragged(name: str, rows: list[Row], width: int) -> list[str]:
     ]
 
 
-def _read_losses(path: Path, problems: list[str]) -> dict[int, float]:
-    """Loss by step. A last line without its newline is still being written, and waits for the next report."""
+def _read_log(path: Path, problems: list[str]) -> dict[int, LogLine]:
+    """The lines by step. A last line without its newline is still being written, and waits for the next report."""
     if not path.exists():
         return {}
-    losses: dict[int, float] = {}
+    found: dict[int, LogLine] = {}
     *lines, _unfinished = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
-            entry = _LogLine.model_validate_json(line)
+            entry = LogLine.model_validate_json(line)
         except ValidationError as error:
             problems += _problems(error, f"{path}, line {number}")
             break
-        losses[entry.step] = entry.loss
-    return dict(sorted(losses.items()))
+        found[entry.step] = entry
+    return dict(sorted(found.items()))
