@@ -104,7 +104,9 @@ def run(job: Job, output: Path) -> dict[str, float]:
     launch = Launch(job.folder(output), until=0 if job.method == ZERO_SHOT else None)
     metrics = execute(config, launch, _Quiet(), after_stage=lambda run: None, run_stage=stage_runner(config))
     if job.method == ZERO_SHOT:
-        return dict.fromkeys(METRICS[job.stream], statistics.mean(metrics["base_row"]))
+        # Without learning, Transfer is the mean over the tasks that it is taken of: all but the first.
+        row = metrics["base_row"]
+        return {**dict.fromkeys(METRICS[job.stream], statistics.mean(row)), "Transfer": statistics.mean(row[1:])}
     summary = {name: metrics["summary"][name] for name in ("MFN", *METRICS[job.stream]) if name in metrics["summary"]}
     return summary if not config.benchmark.probes else {**summary, "Retention": metrics["probes"]["rows"][-1][0]}
 
