@@ -43,6 +43,7 @@ _NOT_IDENTITY = (
     ("training", "checkpoint_every"),
     ("training", "gradient_checkpointing"),
     ("measurement", "batch_size"),
+    ("measurement", "sums"),
     ("evaluation", "batch_size"),
 )
 
@@ -269,10 +270,18 @@ class TrainingConfig(_Section):
 
 
 class MeasurementConfig(_Section):
-    """How statistics are measured: the share of a task's samples, and samples per forward pass."""
+    """How statistics are measured: the share of a task's samples, and samples per forward pass.
+
+    `sums` says where each rank keeps the fp32 sums: all on its "device", in "host" memory, or at most so many GB on the
+    device, in as many passes over the samples as that takes. `sketch` measures, where a stage is initialised, random
+    sketches of the gradients with so many columns in their place, and is at least `lora.rank` (4 times it is good);
+    null measures the gradients themselves.
+    """
 
     ratio: float = Field(0.2, gt=0, le=1)
     batch_size: int = Field(8, gt=0)
+    sums: Literal["device", "host"] | Annotated[float, Field(gt=0)] = "device"
+    sketch: int | None = Field(None, gt=0)
 
 
 class EvaluationConfig(_Section):
