@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llava_cl.report.document import panel
-from llava_cl.report.load import LayerBasis, StageCost
+from llava_cl.report.schema import LayerBasis, StageCost
 from llava_cl.report.svg import fill_map
 
 

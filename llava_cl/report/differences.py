@@ -8,7 +8,8 @@ from html import escape
 from llava_cl.errors import InputError
 from llava_cl.report.document import section
 from llava_cl.report.intervals import LEVEL, RESAMPLES, Difference, mean_difference, paired_difference
-from llava_cl.report.load import RunRecord, StageScores, TaskScore, read_file
+from llava_cl.report.load import RunRecord, read_file
+from llava_cl.report.schema import StageScores, TaskScore
 from llava_cl.report.text import MISSING, signed
 
 _REACH = 0.95

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava_cl.report.figures import labelled_rows, write_figures
-from llava_cl.report.load import Metrics, first_probed, load_run
+from llava_cl.report.load import load_run
+from llava_cl.report.schema import Metrics, first_probed
 from llava_cl.report.text import mean, shown
 from llava_cl.store import write_text
 

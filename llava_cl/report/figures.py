@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from llava_cl.report.load import Metrics, Row, first_probed
+from llava_cl.report.schema import Metrics, Row, first_probed
 from llava_cl.report.text import percent
 
 DPI = 144

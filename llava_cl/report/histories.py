@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from llava_cl.errors import InputError
 from llava_cl.evaluation.scorers import SCORERS
-from llava_cl.report.load import RunRecord, StageScores, TaskScore, read_file
+from llava_cl.report.load import RunRecord, read_file
+from llava_cl.report.schema import StageScores, TaskScore
 from llava_cl.store import read_jsonl
 
 MOST_QUESTIONS = 360

@@ -9,7 +9,8 @@ from llava_cl.report.basis import basis_panels
 from llava_cl.report.curves import columns_over_stages, loss_panel, stage_panels
 from llava_cl.report.document import document, panels, section
 from llava_cl.report.heatmap import accuracy_table
-from llava_cl.report.load import RunRecord, first_probed, load_run
+from llava_cl.report.load import RunRecord, load_run
+from llava_cl.report.schema import first_probed
 from llava_cl.report.tables import cost_table, metrics_table, score_table, settings_table
 from llava_cl.report.text import duration, mean, metric, percent, signed
 from llava_cl.report.timeline import timeline

@@ -9,7 +9,8 @@ from typing import Any
 
 from llava_cl.config import RunConfig
 from llava_cl.pipeline.progress import Event
-from llava_cl.report.load import Metrics, RunRecord, StageRecord, first_probed, load_run
+from llava_cl.report.load import RunRecord, StageRecord, load_run
+from llava_cl.report.schema import Metrics, first_probed
 from llava_cl.report.sinks import SINKS, Sink, chosen_sinks
 from llava_cl.report.text import mean
 from llava_cl.store import read_json, write_json

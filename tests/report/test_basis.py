@@ -5,7 +5,7 @@ import re
 import pytest
 
 from llava_cl.report.basis import basis_panels, split_name
-from llava_cl.report.load import LayerBasis, StageCost
+from llava_cl.report.schema import LayerBasis, StageCost
 
 
 @pytest.mark.parametrize(
