@@ -41,9 +41,10 @@ def checked_matrix(name: str, matrix: Tensor) -> Tensor:
     """
     if matrix.ndim != 2 or not matrix.is_floating_point():
         raise ValueError(f"{name} must be a floating point matrix, but is {matrix.dtype} of shape {list(matrix.shape)}")
-    bad = int((~torch.isfinite(matrix)).sum())
-    if bad:
-        raise ValueError(f"{name} of shape {list(matrix.shape)} holds {bad} NaN or infinite values")
+    if not torch.isfinite(matrix.sum()):  # quick; a mask of a large matrix is not
+        bad = int((~torch.isfinite(matrix)).sum())
+        if bad:
+            raise ValueError(f"{name} of shape {list(matrix.shape)} holds {bad} NaN or infinite values")
     return matrix.detach()
 
 
