@@ -153,6 +153,14 @@ def exchange_tensors(
     return result
 
 
+def share_tensors(tensors: Mapping[str, torch.Tensor], owners: Mapping[str, int], world: World) -> None:
+    """Gives every rank each owner's values, in place; all ranks have all tensors."""
+    if world.size == 1:
+        return
+    for name in sorted(tensors):
+        dist.broadcast(tensors[name].detach(), src=owners[name])
+
+
 def barrier(world: World) -> None:
     """Waits for all ranks."""
     if world.size > 1:
