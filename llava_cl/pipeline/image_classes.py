@@ -141,8 +141,8 @@ class ImageClasses:
 
         score = self.family.scorer(model, tasks)
 
-        def classify(samples: list[dict[str, Any]]) -> list[str]:
-            pixels = collate_images(samples)["pixel_values"].to(world.device)
+        def classify(batch: dict[str, torch.Tensor]) -> list[str]:
+            pixels = batch["pixel_values"].to(world.device)
             return [names[best] for best in score(pixels).argmax(dim=1).tolist()]
 
         return predict(
@@ -150,6 +150,8 @@ class ImageClasses:
             dataset,
             [1] * len(questions),
             batch_size=config.evaluation.batch_size,
+            collate=collate_images,
+            workers=config.training.workers,
             world=world,
             progress=progress,
         )

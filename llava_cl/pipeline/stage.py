@@ -56,7 +56,8 @@ def run_stage(job: Job, stage: int) -> None:
             for part, value in fact["seconds"].items():
                 seconds[part] = round(seconds.get(part, 0.0) + value, 3)
         memory = max(fact["peak_memory_bytes"] for fact in facts)
-        write_json(directory.timings, {"seconds": seconds, "peak_memory_bytes": memory})
+        loads = sum(fact["loads"] for fact in facts)
+        write_json(directory.timings, {"seconds": seconds, "peak_memory_bytes": memory, "loads": loads})
         directory.commit(job.run.before(stage))
     barrier(job.world)
 

@@ -1,7 +1,7 @@
 """The steps of a stage. Each reads complete files of the run directory and writes its own, or nothing.
 
-A step loads the model it needs from the base checkpoint and the stored adapters, so that a resumed run and
-an undisturbed one compute the same bytes.
+The model that a step needs is that of the base checkpoint and the stored adapters, whatever was done before it, so
+that a resumed run and an undisturbed one compute the same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llava_cl.pipeline.task_data import read_questions
 from llava_cl.store import load_tensors, save_tensors, write_jsonl
 from llava_cl.training.adapters import attach, collect, install, load_factors, save_adapter, trained_a
 from llava_cl.training.statistics import Statistics, without_index
-from llava_cl.training.trainer import TrainingPlan, deepspeed_config, train, zero_stage
+from llava_cl.training.trainer import TrainingPlan, train
 
 _START = "start:"
 """Stands before the names of parameters in the file of initial factors."""
@@ -37,7 +37,7 @@ _START = "start:"
 def protect_base(job: Job, stage: int) -> list[Path]:
     """Stage 0: the basis of what the pretrained weights themselves use."""
     report = job.progress.step(stage, "protect")
-    model = job.load_model(0)
+    model = job.model_after(0)
     owners = job.owners(model)
     mine: dict[str, torch.Tensor] = {}
     energy: dict[str, float] = {}
@@ -56,7 +56,7 @@ def protect_base(job: Job, stage: int) -> list[Path]:
 
 def initialise(job: Job, stage: int) -> list[Path]:
     """Measures what the method asks for on the model before the task, and starts the LoRA factors from it."""
-    model = job.load_model(stage - 1)
+    model = job.model_after(stage - 1, to_learn=True)
     job.samples.choose(model, stage)
     start = job.samples.start(model, stage, torch.Generator().manual_seed(job.seed(stage, "head")), job.world)
     install(model, start)
@@ -105,9 +105,7 @@ def learn(job: Job, stage: int) -> list[Path]:
     """Trains the adapters (and the projector) on the task and stores them."""
     config, directory = job.config, job.stage(stage)
     report = job.progress.step(stage, "train")
-    deepspeed = deepspeed_config(config.distributed.deepspeed, job.world.device)
-    # ZeRO-3 takes the model apart itself when its engine starts; until then it is better held in host memory.
-    model = job.load_model(stage - 1, device=torch.device("cpu") if zero_stage(deepspeed) == 3 else None)
+    model = job.model_to_train(stage - 1)
     job.samples.choose(model, stage)
     stored = load_tensors(directory.initial_factors)[0]
     install(model, {name.removeprefix(_START): value for name, value in stored.items() if name.startswith(_START)})
@@ -121,7 +119,7 @@ def learn(job: Job, stage: int) -> list[Path]:
         config.lora,
         train_a=job.methods.train_a,
         projector=projector,
-        fp32_adapters=deepspeed is None,
+        fp32_adapters=job.deepspeed is None,
     )
     dataset, lengths, set_epoch = job.samples.training(config.task(stage), job.seed(stage, "augment"))
     with job.timed("train"):
@@ -132,7 +130,7 @@ def learn(job: Job, stage: int) -> list[Path]:
             lambda samples: without_index(job.samples.collate(samples)),
             config,
             TrainingPlan.of(config, stage, job.seed(stage, "train"), beside.learning_rate if beside else None),
-            deepspeed=deepspeed,
+            deepspeed=job.deepspeed,
             world=job.world,
             folder=directory.checkpoints,
             set_epoch=set_epoch,
@@ -163,7 +161,7 @@ def _penalty(job: Job, stage: int, adapted: PeftModel, parts: Mapping[str, str])
 
 def protect(job: Job, stage: int) -> list[Path]:
     """Measures the merged model and grows the basis by what the task uses."""
-    model = job.load_model(stage)
+    model = job.model_after(stage)
     owners = job.owners(model)
     measured = measure_task(job, model, stage, "after", owners)
     report = job.progress.step(stage, "protect")
@@ -207,7 +205,7 @@ def answer(job: Job, stage: int, tasks: Sequence[AnyTask]) -> list[Path]:
         if job.decide(job.world.is_main and directory.step_done(answers_step(task.name))):
             continue
         if model is None:
-            model = job.load_model(stage)
+            model = job.model_after(stage)
         questions = read_questions(job.config, task)
         report = job.progress.step(stage, f"evaluate {task.name}")
         with job.timed("evaluate"):
