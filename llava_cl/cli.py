@@ -215,12 +215,20 @@ def report(
 
 @app.command()
 def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A run file: tell what memory, disk and time it needs.")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks to try; default: one a GPU, else two.")] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Look at packages, hardware and optional tools, and let ranks sum a number; exit code 1 if a run cannot work."""
     import torch
 
+    from llava_cl.config import load_config
     from llava_cl.pipeline.doctor import diagnose
+    from llava_cl.pipeline.launch import ranks_per_node
+    from llava_cl.pipeline.planning import Needs
+    from llava_cl.report.console import needs_tables
+
+    resolved = load_config(config, overrides or ()) if config else None
 
     console, broken = Console(), False
     styles = {"ok": "green", "note": "yellow", "problem": "red"}
@@ -228,6 +236,9 @@ def doctor(
         broken |= finding.state == "problem"
         console.print(f"{finding.state:<8}", style=styles[finding.state], end="")
         console.print(f"{finding.subject}: {finding.detail}", highlight=False, markup=False, soft_wrap=True)
+    if resolved is not None:
+        for table in needs_tables(Needs.of(resolved, nproc or ranks_per_node(resolved.distributed.ranks))):
+            console.print(table)
     raise typer.Exit(int(broken))
 
 

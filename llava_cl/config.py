@@ -249,7 +249,9 @@ class TrainingConfig(_Section):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(0.0, ge=0, description="0 = no clipping")
     max_length: int = Field(2048, gt=0)
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="compute layers again in backward: 'auto' = on a GPU, if its memory would not hold them"
+    )
     checkpoint_every: int | None = Field(None, gt=0, description="optimizer steps between resume points")
     workers: int = Field(0, ge=0)
     per_task: dict[str, TaskTraining] = {}

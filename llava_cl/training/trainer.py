@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -39,12 +39,16 @@ class TrainingPlan:
     seed: int
     beside_learning_rate: float | None = None
     """Of the module that is trained whole beside the adapters."""
+    recompute: bool = False
+    """Compute layers again in backward."""
 
     @classmethod
-    def of(cls, config: RunConfig, stage: int, seed: int, beside_learning_rate: float | None) -> TrainingPlan:
+    def of(
+        cls, config: RunConfig, stage: int, seed: int, beside_learning_rate: float | None, *, recompute: bool
+    ) -> TrainingPlan:
         """The plan of a stage."""
         task = config.task(stage).name
-        return cls(config.epochs(task), config.learning_rate(task), seed, beside_learning_rate)
+        return cls(config.epochs(task), config.learning_rate(task), seed, beside_learning_rate, recompute)
 
 
 def deepspeed_config(path: Path | None, device: torch.device) -> dict[str, Any] | None:
@@ -95,6 +99,7 @@ class StageTrainer(Trainer):
         self._training = training
         self._beside_learning_rate = beside_learning_rate
         self._penalty = penalty
+        self.samples = self.tokens = 0
 
     def compute_loss(
         self,
@@ -104,6 +109,8 @@ class StageTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The loss of a micro-batch, with its share of the penalty of the step."""
+        self.samples += len(inputs["labels"])
+        self.tokens += inputs["labels"].numel()
         loss: Any = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         if self._penalty is not None:
             # Micro-batches are summed and ranks averaged.
@@ -254,8 +261,8 @@ def training_arguments(
         lr_scheduler_type="constant" if training.scheduler in ("steps", "one_cycle") else training.scheduler,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        gradient_checkpointing=training.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        gradient_checkpointing=plan.recompute,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if plan.recompute else None,
         optim="adamw_torch",
         bf16=bf16 and deepspeed is not None,
         use_cpu=cpu,
@@ -276,6 +283,20 @@ def training_arguments(
     )
 
 
+class Trained(NamedTuple):
+    """What training did.
+
+    Attributes:
+        rows: one for each optimizer step: step, epoch, loss, learning_rate, grad_norm.
+        samples, tokens: what this process computed on all ranks, with what fills up batches; of classes, a picture is
+            a token.
+    """
+
+    rows: list[dict[str, float]]
+    samples: int
+    tokens: int
+
+
 def train(
     model: PeftModel,
     dataset: Dataset,
@@ -290,7 +311,7 @@ def train(
     progress: Callable[[int, int], None],
     set_epoch: Callable[[int], None] = lambda epoch: None,
     penalty: Callable[[], torch.Tensor] | None = None,
-) -> list[dict[str, float]]:
+) -> Trained:
     """Trains one stage, from its newest resume point if there is one.
 
     Args:
@@ -306,9 +327,6 @@ def train(
         progress: called with steps done and steps in all.
         set_epoch: called with each epoch before its samples are asked for.
         penalty: added to the loss of every optimizer step.
-
-    Returns:
-        One row for each optimizer step: step, epoch, loss, learning_rate, grad_norm.
 
     Raises:
         RunError: the loss is not finite.
@@ -349,7 +367,9 @@ def train(
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     # Otherwise models that this process loads later would be partitioned on loading, as this one was.
     unset_hf_deepspeed_config()
-    return [_row(row) for row in trainer.state.log_history if "loss" in row]
+    rows = [_row(row) for row in trainer.state.log_history if "loss" in row]
+    counts = gather_objects((trainer.samples, trainer.tokens), world)
+    return Trained(rows, *(sum(column) for column in zip(*counts, strict=True)))
 
 
 def _row(logs: Mapping[str, float]) -> dict[str, float]:

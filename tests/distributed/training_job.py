@@ -138,13 +138,19 @@ def _train(world: World, job: TrainingJob) -> Trained:
         del tensors["index"]
         return tensors
 
-    rows = train(
+    trained = train(
         adapted,
         SampleDataset(samples),
         lengths,
         collate,
         config,
-        TrainingPlan.of(config, 1, seed=7, beside_learning_rate=config.training.projector_learning_rate),
+        TrainingPlan.of(
+            config,
+            1,
+            seed=7,
+            beside_learning_rate=config.training.projector_learning_rate,
+            recompute=config.training.gradient_checkpointing is True,
+        ),
         deepspeed=deepspeed,
         world=world,
         folder=job.scratch,
@@ -152,7 +158,7 @@ def _train(world: World, job: TrainingJob) -> Trained:
         penalty=_penalty(job, adapted, factors),
     )
     tensors = collect(adapted, factors, projector, train_a=job.train_a)
-    return Trained(rows, tensors, start, factors, steps)
+    return Trained(trained.rows, tensors, start, factors, steps)
 
 
 def _penalty(
