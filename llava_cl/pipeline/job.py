@@ -23,6 +23,7 @@ from llava_cl.methods import Methods
 from llava_cl.models import LinearTarget, ModelFamily
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
+from llava_cl.stopping import StopRequest
 from llava_cl.store import RunDirectory, StageDirectory, read_json
 from llava_cl.training.adapters import replay
 
@@ -47,6 +48,7 @@ class Job:
     run: RunDirectory
     world: World
     progress: ProgressWriter
+    stop: StopRequest = field(default_factory=StopRequest)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -124,7 +124,7 @@ def learn(job: Job, stage: int) -> list[Path]:
         projector=projector,
         fp32_adapters=deepspeed is None,
     )
-    dataset, lengths, set_epoch = job.samples.training(config.task(stage), job.seed(stage, "augment"))
+    dataset, lengths, ids, set_epoch = job.samples.training(config.task(stage), job.seed(stage, "augment"))
     with job.timed("train"):
         rows = train(
             adapted,
@@ -139,6 +139,8 @@ def learn(job: Job, stage: int) -> list[Path]:
             set_epoch=set_epoch,
             penalty=_penalty(job, stage, adapted, parts),
             progress=report,
+            stop=job.stop,
+            ids=ids,
         )
     tensors = collect(adapted, factors, projector, train_a=job.methods.train_a)
     if not job.world.is_main:
@@ -282,7 +284,7 @@ def _measure(
         return Statistics()
     task = job.config.task(stage)
     job.samples.choose(model, stage)
-    dataset, lengths, _ = job.samples.measured(task)
+    dataset, lengths, ids, _ = job.samples.measured(task)
     indices = measurement_indices(len(lengths), job.config.measurement.ratio)
     indices = sorted(indices, key=lambda index: (abs(lengths[index]), index))
     size = job.config.measurement.batch_size
@@ -303,6 +305,7 @@ def _measure(
             entries=job.family.entries(model),
             token_mask=job.family.token_mask,
             progress=lambda done: report(done, total),
+            ids=ids,
         )
     if statistics.skipped:
         logger.warning("%s: %d samples without a supervised token were left out", task.name, statistics.skipped)

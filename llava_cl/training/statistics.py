@@ -83,6 +83,7 @@ def measure(
     entries: Sequence[nn.Module],
     token_mask: TokenMask,
     progress: Callable[[int], None] = lambda done: None,
+    ids: Sequence[int | str] | None = None,
 ) -> Statistics:
     """Measures statistics of the targeted linears over this rank's batches and reduces them to their owners.
 
@@ -98,13 +99,15 @@ def measure(
         entries: modules below all targets, where the gradient ends.
         token_mask: which tokens of a batch count for second moments.
         progress: called with the number of samples done on this rank.
+        ids: the samples' ids by index, to name them; default the indices.
 
     Returns:
         The statistics; tensors of other owners are dropped. Mean inputs are over the batches of the largest size, of
         any rank, that nothing fills up.
 
     Raises:
-        RunError: a targeted layer that no batch reached, no sample with a label, or a value that is not finite.
+        RunError: a targeted layer that no batch reached or whose gradient is zero, no sample with a label, or a value
+            that is not finite.
     """
     collector = _Collector(targets, wanted, entries)
     samples = skipped = done = 0
@@ -122,6 +125,9 @@ def measure(
                 collector.mask_of = None
                 if GRADIENT in wanted:
                     loss.backward()
+            if not torch.isfinite(loss):
+                seen = [index if ids is None else ids[index] for index in batch["index"][real].tolist()]
+                raise RunError(f"the loss is {loss.item()} on the samples {', '.join(map(str, seen))}.")
             done += len(real)
             progress(done)
     finally:
@@ -155,6 +161,11 @@ def _reduce(collector: _Collector, samples: int, skipped: int, owners: Mapping[s
         mean = collector.sums.pop(key).div_(total_samples if kind == GRADIENT else tokens[key])
         if not torch.isfinite(mean).all():
             raise RunError(f"the {kind} of {name} is not finite; lower the learning rate or use bfloat16.")
+        if kind == GRADIENT and not mean.any():
+            raise RunError(
+                f"the gradient of {name} is zero on all {total_samples} samples, so nothing can be learned there; "
+                "look for what cuts it off from the loss, or leave it out of lora.targets."
+            )
         means[kind][name] = mean
     return result
 
