@@ -29,14 +29,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise RunError(
             f"{path}: cannot be written ({error.strerror or error}); {_free(path)}. What is complete is kept: put that "
             "right, then run the same command again."
         ) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(file: Path) -> None:
+    with contextlib.suppress(OSError):
+        file.unlink()
 
 
 def _free(path: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llava_cl.errors import InputError
 from llava_cl.store.files import file_hash, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -33,22 +34,23 @@ def newest(folder: Path, facts: Mapping[str, Any]) -> Path | None:
     An older one, or none, gives the same result, only later.
     """
     for point in sorted(folder.glob(_FOLDERS), key=_step, reverse=True):
-        content = read_json(point / _RECORD) if (point / _RECORD).is_file() else {"facts": {}, "files": {_RECORD: ""}}
-        damage = _damage(point, content["files"])
-        if damage:
-            logger.warning("%s: is not used, %s", point, damage)
+        try:
+            content = read_json(point / _RECORD)
+            _verify(point, content["files"])
+        except InputError as error:
+            logger.warning("%s; this resume point is not used", error)
             shutil.rmtree(point)
-        elif content["facts"] == dict(facts):
+            continue
+        if content["facts"] == dict(facts):
             return point
     return None
 
 
-def _damage(point: Path, files: Mapping[str, str]) -> str:
+def _verify(point: Path, files: Mapping[str, str]) -> None:
     for name, digest in files.items():
         file = point / name
         if not file.is_file() or file_hash(file) != digest:
-            return f"{name} {'has changed' if file.is_file() else 'is missing'}"
-    return ""
+            raise InputError(f"{file}: {'has changed since it was recorded' if file.is_file() else 'is missing'}")
 
 
 def _step(folder: Path) -> int:

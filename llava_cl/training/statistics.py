@@ -111,6 +111,7 @@ def measure(
     """
     collector = _Collector(targets, wanted, entries)
     samples = skipped = done = 0
+    suspects: list[str] = []
     try:
         for batch in batches:
             real = batch["index"] >= 0
@@ -126,16 +127,22 @@ def measure(
                 if GRADIENT in wanted:
                     loss.backward()
             if not torch.isfinite(loss):
-                seen = [index if ids is None else ids[index] for index in batch["index"][real].tolist()]
-                raise RunError(f"the loss is {loss.item()} on the samples {', '.join(map(str, seen))}.")
+                suspects += [str(index if ids is None else ids[index]) for index in batch["index"][real].tolist()]
             done += len(real)
             progress(done)
     finally:
         collector.remove()
-    return _reduce(collector, samples, skipped, owners, world)
+    return _reduce(collector, samples, skipped, suspects, owners, world)
 
 
-def _reduce(collector: _Collector, samples: int, skipped: int, owners: Mapping[str, int], world: World) -> Statistics:
+def _reduce(
+    collector: _Collector,
+    samples: int,
+    skipped: int,
+    suspects: list[str],
+    owners: Mapping[str, int],
+    world: World,
+) -> Statistics:
     unreached = sorted(set.intersection(*(set(names) for names in gather_objects(collector.unreached(), world))))
     if unreached:
         raise RunError(
@@ -143,6 +150,8 @@ def _reduce(collector: _Collector, samples: int, skipped: int, owners: Mapping[s
             "bypasses them, so they cannot be adapted; exclude them from the targets."
         )
     collector.agree(world)
+    suspects = [name for part in gather_objects(suspects, world) for name in part]
+    batches = f" The loss is not finite in the batches of samples {', '.join(suspects)}." if suspects else ""
     keys = sorted(collector.keys)
     device = collector.device
     totals = torch.tensor([samples, skipped, *(collector.tokens.get(key, 0) for key in keys)], device=device)
@@ -160,13 +169,15 @@ def _reduce(collector: _Collector, samples: int, skipped: int, owners: Mapping[s
             continue
         mean = collector.sums.pop(key).div_(total_samples if kind == GRADIENT else tokens[key])
         if not torch.isfinite(mean).all():
-            raise RunError(f"the {kind} of {name} is not finite; lower the learning rate or use bfloat16.")
+            raise RunError(f"the {kind} of {name} is not finite; lower the learning rate or use bfloat16.{batches}")
         if kind == GRADIENT and not mean.any():
             raise RunError(
                 f"the gradient of {name} is zero on all {total_samples} samples, so nothing can be learned there; "
                 "look for what cuts it off from the loss, or leave it out of lora.targets."
             )
         means[kind][name] = mean
+    if suspects:
+        raise RunError(batches.strip())
     return result
 
 
