@@ -128,8 +128,10 @@ class StopRequest:
             numbers = [number for number in receiver.recv(64) if number in SIGNALS] if ready else []
             # A cluster and the launcher may both pass one signal on: once asked, more of them say nothing new.
             if numbers and not self.asked and not _appears(file):
-                before_end()
-                os._exit(128 + numbers[0])
+                try:
+                    before_end()
+                finally:
+                    os._exit(128 + numbers[0])
             if not self.asked and file.exists():
                 self.asked = True
                 if not self._deferred:

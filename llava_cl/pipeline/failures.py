@@ -78,8 +78,8 @@ def _waits(frames: Sequence[traceback.FrameSummary]) -> bool:
 def _place(frames: Sequence[traceback.FrameSummary]) -> str:
     """The innermost frame, and the innermost of this package."""
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
-    chosen = dict.fromkeys((frames[-1], *own[-1:]))
-    return ", from ".join(f"{'/'.join(Path(f.filename).parts[-2:])}:{f.lineno} in {f.name}" for f in chosen)
+    places = [f"{'/'.join(Path(f.filename).parts[-2:])}:{f.lineno} in {f.name}" for f in (frames[-1], *own[-1:])]
+    return ", from ".join(dict.fromkeys(places))
 
 
 def failure(run: Path, where: str, code: int, log: Path, log_begin: int, timeout_minutes: float) -> LlavaClError:

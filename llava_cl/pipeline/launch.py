@@ -163,8 +163,8 @@ def run_job(
             _end(process)
     poll()
     where = f"stage {stage}, {_step(run)}"
-    if signals:
-        raise Stopped(signals[0], f" in {where}")
+    if signals or stop_file(run).exists():
+        raise Stopped(*signals[:1] or [signal.SIGTERM], place=f" in {where}")
     if process.returncode:
         raise failure(run, where, process.returncode, log, log_begin, distributed.timeout_minutes)
 

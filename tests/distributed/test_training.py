@@ -266,13 +266,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(job: Job,
         _run(2, job(poison=True, zero=zero))
 
 
-def test_an_exploding_loss_stops_before_its_resume_point(job: Job) -> None:
+def test_a_training_that_explodes_stops_before_its_resume_point(job: Job) -> None:
     wild = job(training={"epochs": 2, "learning_rate": 1e6, "checkpoint_every": 1, "scheduler": "constant"})
-    with pytest.raises(
-        RankFailed, match=r"RunError: the training loss .* at step (?P<step>\d), on the samples"
-    ) as error:
+    with pytest.raises(RankFailed, match=r"RunError: the .* at step \d, on the samples sample-") as error:
         _run(1, wild)
-    found = re.search(r"at step (\d)", str(error.value))
+    found = re.search(r"at step (\d), on", str(error.value))
     assert found is not None
     kept = [int(mark.parent.name.rpartition("-")[2]) for mark in wild.scratch.glob("*/complete.json")]
     assert max(kept) == int(found[1]) - 1

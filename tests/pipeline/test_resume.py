@@ -50,9 +50,9 @@ def test_interrupted_step_is_repeated_and_nothing_else(
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
     original = getattr(steps, STEPS[step])
 
-    def interrupted(job: object, method: object, stage: int) -> list[Path]:
+    def interrupted(job: object, stage: int) -> list[Path]:
         if when == "after":
-            original(job, method, stage)
+            original(job, stage)
         raise Killed
 
     config = tiny_config(folder, tiny.run_content(folder))
@@ -212,10 +212,9 @@ def test_a_disk_that_runs_full_is_named_and_what_was_complete_stays(
     config = tiny_config(folder, tiny.run_content(folder))
     output, filler = small_file_system / "run", small_file_system / "filler"
     run_here(config, output, until=0)
-    with filler.open("wb") as stream, contextlib.suppress(OSError):
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
         while True:
             stream.write(bytes(4096))
-            stream.flush()
     os.truncate(filler, filler.stat().st_size - 60_000)
     with pytest.raises(RunError, match=r"stages/01-Colour/.*: cannot be written .*MB are free there"):
         run_here(config, output)
