@@ -312,11 +312,16 @@ class ImagesConfig(_Section):
 
 
 class DistributedConfig(_Section):
-    """Ranks per node (null = one for each GPU, or one on a CPU) and the DeepSpeed file (null = plain DDP)."""
+    """Ranks per node (null = one for each GPU, or one on a CPU) and the DeepSpeed file (null = plain DDP).
+
+    `timeout_minutes` is how long ranks wait for one another before the job fails, `grace_seconds` how long a job that
+    is asked to stop may take to write its resume point.
+    """
 
     ranks: int | None = Field(None, gt=0)
     deepspeed: Path | None = None
     timeout_minutes: float = Field(30, gt=0)
+    grace_seconds: float = Field(60, ge=0)
 
 
 class RunConfig(_Section):

@@ -25,6 +25,7 @@ from llava_cl.methods import Methods
 from llava_cl.models import LinearTarget, ModelFamily
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
+from llava_cl.stopping import StopRequest
 from llava_cl.store import RunDirectory, StageDirectory, read_json
 from llava_cl.training.adapters import replay
 from llava_cl.training.trainer import deepspeed_config, zero_stage
@@ -53,6 +54,7 @@ class Job:
     run: RunDirectory
     world: World
     progress: ProgressWriter
+    stop: StopRequest = field(default_factory=StopRequest)
     seconds: dict[str, float] = field(default_factory=dict)
     loads: int = 0
     """How often the checkpoint was read, since `take_cost`."""

@@ -39,7 +39,7 @@ def measure_task(job: Job, model: PreTrainedModel, stage: int, when: When, owner
         return Statistics()
     task, settings = job.config.task(stage), job.config.measurement
     job.samples.choose(model, stage)
-    dataset, lengths, _ = job.samples.measured(task)
+    dataset, lengths, ids, _ = job.samples.measured(task)
     indices = measurement_indices(len(lengths), settings.ratio)
     indices = sorted(indices, key=lambda index: (abs(lengths[index]), index))
     batches = [indices[start : start + settings.batch_size] for start in range(0, len(indices), settings.batch_size)]
@@ -73,6 +73,7 @@ def measure_task(job: Job, model: PreTrainedModel, stage: int, when: When, owner
             place=settings.sums,
             sketch=sketch,
             progress=lambda done: report(done, total),
+            ids=ids,
         )
     if statistics.skipped:
         logger.warning("%s: %d samples without a supervised token were left out", task.name, statistics.skipped)

@@ -50,6 +50,8 @@ def run_stage(job: Job, stage: int) -> None:
             if name == "train":
                 shutil.rmtree(directory.checkpoints, ignore_errors=True)
         barrier(job.world)
+        # A request that came after the last step of training.
+        job.stop.release()
     if job.world.is_main:
         facts = directory.step_facts()
         seconds: dict[str, float] = {}

@@ -122,7 +122,7 @@ def learn(job: Job, stage: int) -> list[Path]:
         projector=projector,
         fp32_adapters=job.deepspeed is None,
     )
-    dataset, lengths, set_epoch = job.samples.training(config.task(stage), job.seed(stage, "augment"))
+    dataset, lengths, ids, set_epoch = job.samples.training(config.task(stage), job.seed(stage, "augment"))
     with job.timed("train"):
         trained = train(
             adapted,
@@ -143,6 +143,8 @@ def learn(job: Job, stage: int) -> list[Path]:
             set_epoch=set_epoch,
             penalty=_penalty(job, stage, adapted, parts),
             progress=report,
+            stop=job.stop,
+            ids=ids,
         )
     job.trained = {"samples": trained.samples, "tokens": trained.tokens}
     tensors = collect(adapted, factors, projector, train_a=job.methods.train_a)
