@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, types and all tests, in two processes of one thread each; options go to pytest (-n 0 for one process).
+# Lint, types and all tests (shellcheck among them, where it is installed), in two processes of one thread each; options go to pytest (-n 0 for one process).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$LLAVA_CL_ROOT"

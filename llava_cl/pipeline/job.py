@@ -36,7 +36,7 @@ def recorded_config(run: Path, overrides: Iterable[str] = ()) -> RunConfig:
     manifest = run / "run.json"
     if not manifest.is_file():
         raise InputError(f"{run}: holds no run.json; give the directory of a run.")
-    return validate_config(read_json(manifest)["config"], str(manifest), overrides)
+    return validate_config(read_json(manifest, "config")["config"], str(manifest), overrides)
 
 
 @dataclass

@@ -90,7 +90,7 @@ def execute(
         raise InputError(f"--until {until}: the stages are 0 (the base model) to {last}.")
     ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
     run = RunDirectory(launch.output.resolve(), [task.name for task in config.benchmark.tasks])
-    check_setup(config, ranks * hosts(launch.hostfile))
+    check_setup(config, ranks * hosts(launch.hostfile, launch.output))
     with run.locked():
         _open_run(config, run, ranks, watcher)
         metrics: dict[str, Any] | None = None
@@ -138,7 +138,7 @@ def evaluate(
         raise InputError(f"--task {task}: {config.benchmark.name} has {names}.")
     ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
     run = RunDirectory(launch.output.resolve(), [own.name for own in config.benchmark.tasks])
-    check_setup(config, ranks * hosts(launch.hostfile))
+    check_setup(config, ranks * hosts(launch.hostfile, launch.output))
     results = {}
     with run.locked():
         _open_run(config, run, ranks, watcher)

@@ -48,14 +48,14 @@ def _summary(
     square = [row[: len(done)] for row in matrix]
     summary = summarize(square)
     if config.benchmark.evaluate == "seen":
-        scores = read_json(done[-1].scores)["scores"]
+        scores = read_json(done[-1].scores, "scores")["scores"]
         classes = class_incremental(square, [scores[stage.task]["items"] for stage in done])
         summary |= {"LastAll": classes.last, "AAA": classes.average}
     return summary
 
 
 def _row(stage: StageDirectory, tasks: list[str], key: str) -> list[float | None]:
-    scores = read_json(stage.scores)["scores"]
+    scores = read_json(stage.scores, "scores")["scores"]
     return [scores[task][key] if task in scores else None for task in tasks]
 
 
@@ -63,7 +63,7 @@ def _majority(stages: list[StageDirectory]) -> dict[str, float | None]:
     shares: dict[str, float | None] = {}
     for stage in stages:
         if stage.scores.is_file():
-            shares |= {task: score["majority"] for task, score in read_json(stage.scores)["scores"].items()}
+            shares |= {task: score["majority"] for task, score in read_json(stage.scores, "scores")["scores"].items()}
     return shares
 
 
