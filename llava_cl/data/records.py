@@ -134,6 +134,7 @@ def load_caption_references(path: Path) -> dict[int, CaptionReference]:
         raise InputError(f"{path}: must be a JSON object with the lists 'images' and 'annotations'")
     names: dict[int, str] = {}
     captions: dict[int, list[str]] = {}
+    places: dict[int, int] = {}
     for index, raw in enumerate(content["images"]):
         image = _object(raw, index, problems, "images")
         id_ = image.get("id")
@@ -142,6 +143,7 @@ def load_caption_references(path: Path) -> dict[int, CaptionReference]:
             continue
         names[id_] = _text(image, "file_name", index, problems, "images")
         captions[id_] = []
+        places[id_] = index
     for index, raw in enumerate(content["annotations"]):
         annotation = _object(raw, index, problems, "annotations")
         caption = _text(annotation, "caption", index, problems, "annotations")
@@ -150,7 +152,7 @@ def load_caption_references(path: Path) -> dict[int, CaptionReference]:
             captions[image_id].append(caption)
         else:
             problems.add(index, "image_id", f"{shown(image_id)} is the id of no image", "annotations")
-    for index, id_ in enumerate(names):
+    for id_, index in places.items():
         if not captions[id_]:
             what = f"image {shown(id_)} ({shown(names[id_])}) has no caption: get the complete file"
             problems.add(index, "id", what, "images")

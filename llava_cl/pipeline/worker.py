@@ -12,14 +12,21 @@ import time
 import traceback
 from pathlib import Path
 
+import torch
+
 from llava_cl.distributed import init_world, shutdown
-from llava_cl.errors import LlavaClError
+from llava_cl.errors import LlavaClError, RunError
 from llava_cl.logging import setup_logging
 from llava_cl.pipeline.job import Job, recorded_config
 from llava_cl.pipeline.launch import die_with_parent, failure_file, progress_file
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.stage import answer_questions, run_stage
 from llava_cl.store import RunDirectory, write_json
+
+_OUT_OF_MEMORY = (
+    "the GPU's memory ran out. Halve the batch of what it did: training.micro_batch, measurement.batch_size or "
+    "evaluation.batch_size; the global batch stays as it is. See docs/troubleshooting.md."
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -39,6 +46,8 @@ def main(arguments: list[str]) -> None:
         else:
             run_stage(job, stage)
     except Exception as error:  # noqa: BLE001 - whatever ends a rank is told to the user by the orchestrator
+        if isinstance(error, torch.OutOfMemoryError):
+            error = RunError(f"{_OUT_OF_MEMORY} {str(error).splitlines()[0]}")
         explained = isinstance(error, LlavaClError)
         report = {
             "rank": rank,

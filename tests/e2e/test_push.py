@@ -43,7 +43,8 @@ class Hub:
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'someone'}/{asked['name']}"
-            self.repositories[name], self.private[name] = {}, asked["private"]
+            self.repositories[name] = {}
+            self.private[name] = asked.get("visibility") == "private" or asked.get("private") is True
             return 200, {"url": f"{self.address}/{name}", "name": name, "id": "1"}
         if not path.startswith("/api/models/"):
             return 404, {"error": "unknown"}

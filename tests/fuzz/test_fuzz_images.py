@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mutations import damage, fuzz
 from PIL import Image
 
 from llava_cl.data import check_image, load_image
 from llava_cl.data.images import MAX_SIDE
 from llava_cl.errors import InputError
+from mutations import damage, fuzz
 
 
 def encoded(kind: str) -> bytes:
@@ -33,7 +33,7 @@ def test_image_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Broken headers state huge sizes; they are to cost little here.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)
     files = [encoded(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "TIFF-LZW")]
-    decoded = []
+    tried, decoded = [], []
 
     def make(choice: random.Random) -> bytes:
         content = choice.choice(files)
@@ -43,6 +43,7 @@ def test_image_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def check(content: bytes) -> None:
         (tmp_path / "x.png").write_bytes(content)
+        tried.append(content)
         for read in (load_image, check_image):
             try:
                 image = read("x.png", tmp_path)
@@ -54,7 +55,7 @@ def test_image_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert image is None or (image.mode == "RGB" and max(image.size) <= MAX_SIDE)
 
     fuzz(3000, make, check)
-    assert decoded.count(load_image) > 100
+    assert decoded.count(load_image) > len(tried) / 10
 
 
 @pytest.mark.parametrize(
