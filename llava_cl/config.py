@@ -8,8 +8,9 @@ is written inline changes only the keys it has.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -422,13 +423,23 @@ def _place(folder: Path, path: str) -> Path:
         return folder / path
 
 
-def _resolve(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def _named_by(source: str, key: str) -> Iterator[None]:
+    """Adds to what is wrong with a file where it is named."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(*(f"{problem} ({key} of {source})" for problem in error.problems)) from error
+
+
+def _resolve(content: dict[str, Any], folder: Path, source: str) -> dict[str, Any]:
     """Reads the sections that name a file and makes paths absolute, both relative to `folder`."""
     content = dict(content)
     for section in _FILE_SECTIONS:
         if isinstance(content.get(section), str):
             file = _place(folder, content[section])
-            content[section] = _anchor({section: _read_yaml(file)}, file.parent)[section]
+            with _named_by(source, section):
+                content[section] = _anchor({section: _read_yaml(file)}, file.parent)[section]
     return _anchor(content, folder)
 
 
@@ -438,12 +449,13 @@ def _load_content(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise InputError(f"{path}: extends itself through {' -> '.join(str(p.name) for p in seen)}.")
     content = _read_yaml(path)
     from_files = [section for section in _FILE_SECTIONS if isinstance(content.get(section), str)]
-    content = _resolve(content, path.parent)
+    content = _resolve(content, path.parent, str(path))
     base = content.pop("extends", None)
     if base is not None:
         if not isinstance(base, str):
             raise InputError(f"{path}: extends: must be the path of a run file, is {shown(base)}.")
-        inherited = _load_content(_place(path.parent, base), (*seen, path))
+        with _named_by(str(path), "extends"):
+            inherited = _load_content(_place(path.parent, base), (*seen, path))
         content = _merge({key: value for key, value in inherited.items() if key not in from_files}, content)
     return content
 
@@ -502,7 +514,7 @@ def validate_config(content: Mapping[str, Any], source: str, overrides: Iterable
     Raises:
         InputError: one problem for each wrong key.
     """
-    config = _validated(RunConfig, _resolve(apply_overrides(content, overrides), Path.cwd()), source)
+    config = _validated(RunConfig, _resolve(apply_overrides(content, overrides), Path.cwd(), source), source)
     benchmark = _with_folders(_with_aliases(config.benchmark, config.data_root), config.data_root)
     return config.model_copy(update={"benchmark": benchmark})
 

@@ -49,7 +49,8 @@ def read_text(path: Path, advice: str = "", limit: int | None = None) -> str:
             content = stream.read() if limit is None else stream.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path}: cannot be read ({reason}){': ' if advice else ''}{advice}.") from error
+        name = str(path) if len(str(path)) <= 1024 else shown(str(path))
+        raise InputError(f"{name}: cannot be read ({reason}){': ' if advice else ''}{advice}.") from error
     if limit is not None and len(content) > limit:
         raise InputError(f"{path}: is larger than {limit:,} bytes; this is no file of settings.")
     try:

@@ -70,7 +70,7 @@ def test_run_files(tmp_path: Path) -> None:
 
     def check(content: bytes) -> None:
         file.write_bytes(content)
-        config: RunConfig | None = accepted(lambda: load_config(file), tmp_path)
+        config: RunConfig | None = accepted(lambda: load_config(file), file)
         loaded.append(config is not None)
         if config is not None:
             again = validate_config(json.loads(config.model_dump_json()), "run.json")
