@@ -47,9 +47,9 @@ def test_interrupted_step_is_repeated_and_nothing_else(
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
     original = getattr(steps, STEPS[step])
 
-    def interrupted(job: object, method: object, stage: int) -> list[Path]:
+    def interrupted(job: object, stage: int) -> list[Path]:
         if when == "after":
-            original(job, method, stage)
+            original(job, stage)
         raise Killed
 
     config = tiny_config(folder, tiny.run_content(folder))
@@ -80,6 +80,7 @@ def test_results_files(undisturbed: Path) -> None:
     assert [len(row) for row in metrics["matrix"]] == [2, 2]
     assert set(metrics["stages"][1]["seconds"]) >= {"load", "measure", "initialise", "train", "remeasure", "protect"}
     assert metrics["stages"][1]["peak_memory_bytes"] > 0
+    assert [stage["loads"] for stage in metrics["stages"]] == [1, 1, 1]
     layer = metrics["stages"][1]["basis"]["model.language_model.layers.0.self_attn.q_proj"]
     before = metrics["stages"][0]["basis"]["model.language_model.layers.0.self_attn.q_proj"]
     assert layer["columns"] == before["columns"] + layer["added"]
