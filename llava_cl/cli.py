@@ -6,13 +6,16 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import TaskID
 
 from llava_cl.errors import LlavaClError
+
+if TYPE_CHECKING:
+    from llava_cl.store import RunDirectory
 
 app = typer.Typer(
     name="llava-cl",
@@ -42,8 +45,10 @@ def run(
     """Run a continual stream, or continue it: the same command picks up where the last one ended."""
     from llava_cl.config import load_config
     from llava_cl.pipeline.orchestrator import Launch, execute
-    from llava_cl.report import write_report
     from llava_cl.report.live import LiveDisplay
+    from llava_cl.report.live_page import LivePage
+    from llava_cl.report.tracking import Tracking
+    from llava_cl.report.watchers import Watchers
 
     resolved = load_config(config, overrides or ())
     launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, until)
@@ -53,8 +58,17 @@ def run(
 
         console.print_json(json.dumps(describe(resolved, launch)))
         return
-    with LiveDisplay(console) as display:
-        metrics = execute(resolved, launch, display, after_stage=lambda directory: write_report(directory.path))
+    with (
+        LiveDisplay(console) as display,
+        LivePage(launch.output) as page,
+        Tracking(resolved, launch.output) as tracking,
+    ):
+
+        def after_stage(_: RunDirectory) -> None:
+            page.committed()
+            tracking.update()
+
+        metrics = execute(resolved, launch, Watchers(display, page, tracking), after_stage=after_stage)
         display.finished(metrics)
     console.print(f"report: {launch.output / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
 
@@ -184,12 +198,19 @@ def export(
 def report(
     run_dirs: Annotated[list[Path], typer.Argument(help="One run directory, or several to compare.")],
     output: Annotated[Path, typer.Option(help="Where a comparison is written.")] = Path("comparison.html"),
+    export: Annotated[
+        bool,
+        typer.Option("--export", help="Also write matrix and curves as PNG, PDF, CSV and LaTeX."),
+    ] = False,
 ) -> None:
     """Rewrite a run's HTML report, or compare several runs on one page."""
-    from llava_cl.report import compare_runs, write_report
+    from llava_cl.report import compare_runs, export_run, write_report
 
-    page = write_report(run_dirs[0]) if len(run_dirs) == 1 else compare_runs(run_dirs, output)
-    Console().print(str(page), highlight=False, soft_wrap=True)
+    files = [write_report(run_dirs[0]) if len(run_dirs) == 1 else compare_runs(run_dirs, output)]
+    if export:
+        files += [file for run_dir in run_dirs for file in export_run(run_dir)]
+    for file in files:
+        Console().print(str(file), highlight=False, soft_wrap=True)
 
 
 @app.command()

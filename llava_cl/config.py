@@ -34,6 +34,7 @@ _NOT_IDENTITY = (
     ("", "data_root"),
     ("", "distributed"),
     ("", "unmatched_limit"),
+    ("", "report_to"),
     ("model", "path"),
     ("model", "vision_tower"),
     ("model", "attention"),
@@ -42,6 +43,7 @@ _NOT_IDENTITY = (
     ("training", "checkpoint_every"),
     ("training", "gradient_checkpointing"),
     ("measurement", "batch_size"),
+    ("measurement", "sums"),
     ("evaluation", "batch_size"),
 )
 
@@ -268,10 +270,18 @@ class TrainingConfig(_Section):
 
 
 class MeasurementConfig(_Section):
-    """How statistics are measured: the share of a task's samples, and samples per forward pass."""
+    """How statistics are measured: the share of a task's samples, and samples per forward pass.
+
+    `sums` says where each rank keeps the fp32 sums: all on its "device", in "host" memory, or at most so many GB on the
+    device, in as many passes over the samples as that takes. `sketch` measures, where a stage is initialised, random
+    sketches of the gradients with so many columns in their place, and is at least `lora.rank` (4 times it is good);
+    null measures the gradients themselves.
+    """
 
     ratio: float = Field(0.2, gt=0, le=1)
     batch_size: int = Field(8, gt=0)
+    sums: Literal["device", "host"] | Annotated[float, Field(gt=0)] = "device"
+    sketch: int | None = Field(None, gt=0)
 
 
 class EvaluationConfig(_Section):
@@ -308,7 +318,10 @@ class DistributedConfig(_Section):
 
 
 class RunConfig(_Section):
-    """Everything a run depends on, resolved and validated."""
+    """Everything a run depends on, resolved and validated.
+
+    `report_to` lists where curves are also written; null = TensorBoard, if its package is installed.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = 42
@@ -322,6 +335,7 @@ class RunConfig(_Section):
     measurement: MeasurementConfig = MeasurementConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     distributed: DistributedConfig = DistributedConfig()
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] | None = None
     unmatched_limit: float = Field(0.01, ge=0, le=1, description="share of samples without a usable mask")
 
     @model_validator(mode="after")

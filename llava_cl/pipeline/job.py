@@ -186,10 +186,6 @@ class Job:
         text = f"{self.config.seed}/{stage}/{purpose}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
 
-    def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch on this rank's device."""
-        return {key: value.to(self.world.device) for key, value in batch.items()}
-
     def stage(self, number: int) -> StageDirectory:
         """The directory of a stage."""
         return self.run.stage(number)

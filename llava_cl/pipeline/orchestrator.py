@@ -28,7 +28,7 @@ from llava_cl.pipeline.task_data import fingerprint_data
 from llava_cl.store import RunDirectory, read_json, write_json
 from llava_cl.store.fingerprint import fingerprint_model
 from llava_cl.store.run_directory import FORMAT
-from llava_cl.training.statistics import MEAN_INPUT
+from llava_cl.training.sums import MEAN_INPUT
 
 
 class Watcher(Protocol):

@@ -14,11 +14,15 @@ from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.scorers import SCORERS
 from llava_cl.methods import Methods
 from llava_cl.models import LinearTarget
+from llava_cl.pipeline.measuring import When, sums_to_measure
 from llava_cl.pipeline.samples import chosen_targets, samples_of
 from llava_cl.pipeline.scoring import task_scorer
 from llava_cl.pipeline.task_data import data_files, evaluation_files, image_folders
 from llava_cl.store import read_json
+from llava_cl.training.sums import device_bytes
 from llava_cl.training.trainer import zero_stage
+
+_TIMES: tuple[When, When] = ("before", "after")
 
 
 def check_plan(config: RunConfig, ranks: int) -> None:
@@ -28,6 +32,12 @@ def check_plan(config: RunConfig, ranks: int) -> None:
         InputError: everything that is wrong, at once.
     """
     problems = list(problems_of(lambda: _check_method(config), lambda: config.training.micro_batch_for(ranks)))
+    columns, rank = config.measurement.sketch, config.lora.rank
+    if columns is not None and columns < rank:
+        problems.append(
+            f"measurement.sketch: a sketch of {columns} columns does not hold the {rank} directions of lora.rank; give "
+            f"it {4 * rank}, or null for none."
+        )
     if config.model.dtype == "auto":
         problems.append("model.dtype: a run computes in float32 or bfloat16; 'auto' is for exports.")
     if config.model.dtype == "bfloat16" and config.distributed.deepspeed is None:
@@ -119,13 +129,13 @@ def memory_bytes(config: RunConfig) -> int:
     samples.prepare(skeleton)
     width = torch.empty((), dtype=getattr(torch, config.model.dtype)).element_size()
     weights = width * sum(parameter.numel() for parameter in skeleton.parameters())
-    targets = [target.module.weight for target in chosen_targets(config, models, skeleton).values()]
-    methods = Methods(config.method)
-    wanted = methods.wanted("before") | methods.wanted("after")
-    sums = sum(4 * weight.numel() for weight in targets) if "gradient" in wanted else 0
-    sums += _moment_bytes(chosen_targets(config, models, skeleton)) if {"second_moment", "past_moment"} & wanted else 0
+    targets = chosen_targets(config, models, skeleton)
+    place = config.measurement.sums
+    if place == "host" and not torch.cuda.is_available():
+        place = "device"  # it is the same memory
+    sums = max(device_bytes(sums_to_measure(config, targets, when), place) for when in _TIMES)
     beside = samples.beside(1)
-    trained = sum(config.lora.rank * sum(weight.shape) for weight in targets)
+    trained = sum(config.lora.rank * sum(target.module.weight.shape) for target in targets.values())
     trained += sum(p.numel() for p in skeleton.get_submodule(beside.name).parameters()) if beside else 0
     return weights + max(sums, 16 * trained)
 
@@ -161,6 +171,16 @@ def _check_model(config: RunConfig) -> None:
     strange = sorted(set(config.method.parts) - {target.part for target in targets.values()})
     if strange:
         raise InputError(f"method.parts: {', '.join(strange)} is no part of a model of family '{config.model.family}'.")
+    place, planned = (
+        config.measurement.sums,
+        [item for when in _TIMES for item in sums_to_measure(config, targets, when)],
+    )
+    largest = max(planned, key=lambda item: item.bytes, default=None)
+    if isinstance(place, float) and largest is not None and largest.bytes > place * 1e9:
+        raise InputError(
+            f"measurement.sums: {place:g} GB do not hold the {largest.kind} of {largest.name}, which takes "
+            f"{largest.bytes / 1e9:.3g} GB; give as much at least, or 'host'."
+        )
 
 
 def _check_method(config: RunConfig) -> None:

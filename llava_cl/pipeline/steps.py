@@ -7,7 +7,6 @@ that a resumed run and an undisturbed one compute the same bytes.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,21 +16,19 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from llava_cl.config import AnyTask
-from llava_cl.data import measurement_indices
-from llava_cl.distributed import exchange_tensors, full_precision_matmul, local_share
+from llava_cl.distributed import exchange_tensors, full_precision_matmul
 from llava_cl.errors import RunError
 from llava_cl.methods import LayerStatistics, LoraFactors
 from llava_cl.models import LinearTarget
-from llava_cl.pipeline.bases import load_bases, load_moments, save_columns, update_moments
+from llava_cl.pipeline.bases import energy_within, load_bases, load_moments, save_columns, update_moments
 from llava_cl.pipeline.job import Job
+from llava_cl.pipeline.measuring import measure_task
 from llava_cl.pipeline.scoring import answers_step, predictions_file, score_stage
 from llava_cl.pipeline.task_data import read_questions
 from llava_cl.store import load_tensors, save_tensors, write_jsonl
 from llava_cl.training.adapters import attach, collect, install, load_factors, save_adapter, trained_a
-from llava_cl.training.statistics import GRADIENT, MEAN_INPUT, SECOND_MOMENT, Statistics, measure, without_index
+from llava_cl.training.statistics import Statistics, without_index
 from llava_cl.training.trainer import TrainingPlan, train
-
-logger = logging.getLogger(__name__)
 
 _START = "start:"
 """Stands before the names of parameters in the file of initial factors."""
@@ -43,6 +40,7 @@ def protect_base(job: Job, stage: int) -> list[Path]:
     model = job.model_after(0)
     owners = job.owners(model)
     mine: dict[str, torch.Tensor] = {}
+    energy: dict[str, float] = {}
     with job.timed("protect"), full_precision_matmul():
         owned = _owned(job, model, owners)
         for done, (name, target) in enumerate(owned.items(), start=1):
@@ -50,8 +48,9 @@ def protect_base(job: Job, stage: int) -> list[Path]:
                 basis = job.methods.of(target.part).initial_basis(target.module.weight.detach().float())
             if basis is not None:
                 mine[name] = basis
+                energy[name] = energy_within(target.module.weight, basis)
             report(done, len(owned))
-        save_columns(job, stage, mine, {}, owners)
+        save_columns(job, stage, mine, {}, energy, owners)
     return [job.stage(stage).subspace]
 
 
@@ -62,14 +61,14 @@ def initialise(job: Job, stage: int) -> list[Path]:
     start = job.samples.start(model, stage, torch.Generator().manual_seed(job.seed(stage, "head")), job.world)
     install(model, start)
     targets, owners = job.targets(model), job.owners(model)
-    measured = _measure(job, model, stage, "measure", job.methods.wanted("before"), owners)
+    measured = measure_task(job, model, stage, "before", owners)
     report = job.progress.step(stage, "initialise")
     a: dict[str, torch.Tensor] = {}
     b: dict[str, torch.Tensor] = {}
     with job.timed("initialise"), full_precision_matmul():
         owned = _owned(job, model, owners)
         bases = load_bases(job.run, stage - 1, owned)
-        known = _Known(measured, stage - 1)
+        known = _Known(measured, stage - 1, job.world.device)
         if stage > 1 and "past_moment" in job.methods.wanted("before"):
             known.past_moments = load_moments(job.run, stage - 1, {target.source for target in owned.values()})[0]
         if stage > 1 and "adapter" in job.methods.wanted("before"):
@@ -164,15 +163,16 @@ def protect(job: Job, stage: int) -> list[Path]:
     """Measures the merged model and grows the basis by what the task uses."""
     model = job.model_after(stage)
     owners = job.owners(model)
-    measured = _measure(job, model, stage, "remeasure", job.methods.wanted("after"), owners)
+    measured = measure_task(job, model, stage, "after", owners)
     report = job.progress.step(stage, "protect")
     mine: dict[str, torch.Tensor] = {}
+    energy: dict[str, float] = {}
     files = [job.stage(stage).subspace]
     with job.timed("protect"), full_precision_matmul():
         owned = _owned(job, model, owners)
         bases = load_bases(job.run, stage - 1, owned)
         before = {name: basis.shape[1] for name, basis in bases.items()}
-        known = _Known(measured, stage)
+        known = _Known(measured, stage, job.world.device)
         if "past_moment" in job.methods.wanted("after"):
             known.past_moments = update_moments(job, stage, measured.second_moments, measured.tokens, owners)
             files.append(job.stage(stage).moments)
@@ -185,8 +185,9 @@ def protect(job: Job, stage: int) -> list[Path]:
                 )
             if basis is not None:
                 mine[name] = basis[:, before.get(name, 0) :]
+                energy[name] = energy_within(target.module.weight, basis)
             report(done, len(owned))
-        save_columns(job, stage, mine, before, owners)
+        save_columns(job, stage, mine, before, energy, owners)
     return files
 
 
@@ -248,60 +249,25 @@ class _Known:
 
     measured: Statistics
     tasks: int
+    device: torch.device
     past_moments: dict[str, torch.Tensor] = field(default_factory=dict)
     adapters: dict[str, LoraFactors] = field(default_factory=dict)
 
     def layer(self, name: str, source: str) -> LayerStatistics:
         return LayerStatistics(
             tasks=self.tasks,
-            gradient=self.measured.gradients.get(name),
-            second_moment=self.measured.second_moments.get(source),
-            past_moment=self.past_moments.get(source),
-            mean_input=self.measured.mean_inputs.get(source),
+            gradient=self._here(self.measured.gradient(name)),
+            second_moment=self._here(self.measured.second_moments.get(source)),
+            past_moment=self._here(self.past_moments.get(source)),
+            mean_input=self._here(self.measured.mean_inputs.get(source)),
             adapter=self.adapters.get(name),
         )
+
+    def _here(self, statistic: torch.Tensor | None) -> torch.Tensor | None:
+        """On this rank's device, where the layer's turn has come."""
+        return None if statistic is None else statistic.to(self.device)
 
 
 def _owned(job: Job, model: PreTrainedModel, owners: dict[str, int]) -> dict[str, LinearTarget]:
     targets = job.targets(model)
     return {name: target for name, target in targets.items() if owners[name] == job.world.rank}
-
-
-def _measure(
-    job: Job, model: PreTrainedModel, stage: int, part: str, wanted: frozenset[str], owners: dict[str, int]
-) -> Statistics:
-    """Measures over the evenly spaced share of the task's samples that the configuration states.
-
-    Of what is wanted, that which comes from samples; a running moment needs the task's own at the end of a stage.
-    """
-    wanted = wanted | ({SECOND_MOMENT} if part == "remeasure" and "past_moment" in wanted else set())
-    wanted &= {GRADIENT, SECOND_MOMENT, MEAN_INPUT}
-    if not wanted:
-        return Statistics()
-    task = job.config.task(stage)
-    job.samples.choose(model, stage)
-    dataset, lengths, _ = job.samples.measured(task)
-    indices = measurement_indices(len(lengths), job.config.measurement.ratio)
-    indices = sorted(indices, key=lambda index: (abs(lengths[index]), index))
-    size = job.config.measurement.batch_size
-    batches = local_share([indices[start : start + size] for start in range(0, len(indices), size)], job.world)
-    if job.config.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
-    report = job.progress.step(stage, part)
-    total = sum(len(batch) for batch in batches)
-    with job.timed(part):
-        statistics = measure(
-            model,
-            (job.to_device(job.samples.collate([dataset[index] for index in batch])) for batch in batches),
-            job.targets(model),
-            wanted=wanted,
-            owners=owners,
-            world=job.world,
-            entries=job.family.entries(model),
-            token_mask=job.family.token_mask,
-            progress=lambda done: report(done, total),
-        )
-    if statistics.skipped:
-        logger.warning("%s: %d samples without a supervised token were left out", task.name, statistics.skipped)
-    return statistics

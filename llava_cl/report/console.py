@@ -12,7 +12,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from llava_cl.pipeline.data_checks import TaskData
-from llava_cl.report.load import Metrics, parse_metrics
+from llava_cl.report.load import parse_metrics
+from llava_cl.report.schema import Metrics
 from llava_cl.report.text import mean, metric, percent, shown
 
 

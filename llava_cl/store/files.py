@@ -43,6 +43,13 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds one JSON object to a file that is still being written; its last line can be incomplete after a kill."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 

@@ -19,6 +19,9 @@ from llava_cl.store.files import file_hash, read_json, write_json
 
 FORMAT = 1
 
+LIVE_LOG = "log.jsonl"
+"""Rows of the training under way, in the Trainer's scratch folder; after a resume some steps are there twice."""
+
 
 class StageDirectory:
     """One stage's files below `stages/`. Stage 0 is the untouched base model."""
@@ -72,6 +75,11 @@ class StageDirectory:
     def checkpoints(self) -> Path:
         """Scratch folder of the Trainer's resume points, removed when training is complete."""
         return self.path / "checkpoints"
+
+    @property
+    def live_log(self) -> Path:
+        """What `train_log` will hold, while the stage is being trained."""
+        return self.checkpoints / LIVE_LOG
 
     @property
     def manifest(self) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from llava_cl.config import RunConfig, TrainingConfig
 from llava_cl.data import GlobalBatchSampler
 from llava_cl.distributed import World, gather_objects
 from llava_cl.errors import RunError
-from llava_cl.store import read_json, write_json
+from llava_cl.store import append_jsonl, read_json, write_json
+from llava_cl.store.run_directory import LIVE_LOG
 
 _COMPLETE = "complete.json"
 
@@ -164,7 +165,7 @@ class StageTrainer(Trainer):
 
 
 class _Watch(TrainerCallback):
-    """Tells the sampler the epoch, reports progress, stops on a bad loss, and marks resume points complete."""
+    """Tells the sampler the epoch, reports progress, stops on a bad loss, logs steps, marks resume points."""
 
     def __init__(
         self,
@@ -194,9 +195,13 @@ class _Watch(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        loss = (logs or {}).get("loss", 0.0)
+        logs = logs or {}
+        loss = logs.get("loss", 0.0)
         if not math.isfinite(loss):
             raise RunError(f"the training loss is {loss} at step {state.global_step}; lower the learning rate.")
+        if self._world.is_main and "loss" in logs:
+            assert args.output_dir is not None
+            append_jsonl(Path(args.output_dir) / LIVE_LOG, _row({**logs, "step": state.global_step}))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._world.size > 1:
@@ -344,5 +349,10 @@ def train(
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     # Otherwise models that this process loads later would be partitioned on loading, as this one was.
     unset_hf_deepspeed_config()
+    return [_row(row) for row in trainer.state.log_history if "loss" in row]
+
+
+def _row(logs: Mapping[str, float]) -> dict[str, float]:
+    """What is kept of the Trainer's log of one optimizer step."""
     keys = ("step", "epoch", "loss", "learning_rate", "grad_norm")
-    return [{key: row[key] for key in keys if key in row} for row in trainer.state.log_history if "loss" in row]
+    return {key: logs[key] for key in keys if key in logs}

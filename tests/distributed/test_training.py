@@ -181,6 +181,8 @@ def test_resumed_training_is_the_undisturbed_one(
         for result, expected in zip(_run(size, again), undisturbed(size, zero), strict=True):
             assert result.progress == steps
             _assert_equal(result, expected)
+        live = [json.loads(line) for line in (killed.scratch / "log.jsonl").read_text().splitlines()]
+        assert list({row["step"]: row for row in live}.values()) == result.rows
 
 
 @pytest.mark.parametrize(("size", "zero"), [(1, None), (2, 2)], ids=["alone", "zero2"])

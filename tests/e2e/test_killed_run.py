@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tiny
+from llava_cl.store import read_json, read_jsonl
 from runs import result_hashes, write_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
@@ -63,7 +65,15 @@ def test_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
     assert start(config, killed).wait(300) == 0, (tmp_path / "killed.log").read_text()
     assert result_hashes(killed) == result_hashes(undisturbed)
     assert len(result_hashes(killed)) > 10
-    assert (killed / "report" / "index.html").is_file()
+    assert "data-refresh" not in (killed / "report" / "index.html").read_text()  # nothing follows
+    bases = [stage["basis"] for stage in read_json(killed / "metrics.json")["stages"]]
+    assert all(0 < layer["energy"] <= 1 for basis in bases for layer in basis.values())
+    assert len(bases[0]) > 10
+    curves = EventAccumulator(str(killed / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    for folder in ("01-Colour", "02-Tone"):
+        rows = read_jsonl(killed / "stages" / folder / "train_log.jsonl")
+        points = [(point.step, point.value) for point in curves.Scalars(f"loss/{folder}")]
+        assert points == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in rows]
 
 
 def test_failing_rank_is_named_and_stops_the_job(tmp_path: Path) -> None:
