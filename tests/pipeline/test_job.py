@@ -25,7 +25,10 @@ Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     content = tiny.run_content(folder)
-    run_here(tiny_config(folder, content, f"model.dtype={request.param}"), folder / "run")
+    overrides = [f"model.dtype={request.param}"]
+    if request.param == "bfloat16":
+        overrides.append("training.projector_learning_rate=null")  # it needs DeepSpeed's fp32 copy
+    run_here(tiny_config(folder, content, *overrides), folder / "run")
     return folder
 
 
@@ -116,5 +119,5 @@ def test_zero_3_gets_the_model_and_the_next_is_loaded(run: Path) -> None:
     _spoil(job.model_to_train(1))
     assert job.loads == 1
     assert job._base is None
-    _same(job.model_after(2), fresh[2])
+    _same(job.model_after(2), fresh)
     assert job.loads == 2
