@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from llava_cl.errors import LlavaClError
+from llava_cl.stopping import Stopped
 
 if TYPE_CHECKING:
     from llava_cl.store import RunDirectory
@@ -39,6 +40,9 @@ def run(
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node: GPUs, or processes on a CPU.")] = None,
     hostfile: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="DeepSpeed hostfile.")] = None,
     until: Annotated[int | None, typer.Option(min=0, help="Stop after this stage.")] = None,
+    redo: Annotated[
+        int | None, typer.Option(min=0, help="Do this stage and all later ones again; what is there is set aside.")
+    ] = None,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print what would run; start nothing.")] = False,
 ) -> None:
@@ -51,7 +55,7 @@ def run(
     from llava_cl.report.watchers import Watchers
 
     resolved = load_config(config, overrides or ())
-    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, until)
+    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, until, redo)
     console = Console()
     if dry_run:
         from llava_cl.pipeline.dry_run import describe
@@ -215,12 +219,20 @@ def report(
 
 @app.command()
 def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A run file: tell what memory, disk and time it needs.")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks to try; default: one a GPU, else two.")] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Look at packages, hardware and optional tools, and let ranks sum a number; exit code 1 if a run cannot work."""
     import torch
 
+    from llava_cl.config import load_config
     from llava_cl.pipeline.doctor import diagnose
+    from llava_cl.pipeline.launch import ranks_per_node
+    from llava_cl.pipeline.planning import Needs
+    from llava_cl.report.console import needs_tables
+
+    resolved = load_config(config, overrides or ()) if config else None
 
     console, broken = Console(), False
     styles = {"ok": "green", "note": "yellow", "problem": "red"}
@@ -228,6 +240,9 @@ def doctor(
         broken |= finding.state == "problem"
         console.print(f"{finding.state:<8}", style=styles[finding.state], end="")
         console.print(f"{finding.subject}: {finding.detail}", highlight=False, markup=False, soft_wrap=True)
+    if resolved is not None:
+        for table in needs_tables(Needs.of(resolved, nproc or ranks_per_node(resolved.distributed.ranks))):
+            console.print(table)
     raise typer.Exit(int(broken))
 
 
@@ -252,9 +267,16 @@ def methods() -> None:
 
 
 def main() -> None:
-    """Entry point: errors become one message on standard error and an exit code (1 failed, 2 wrong input)."""
+    """Entry point: errors become one message on standard error and an exit code.
+
+    1 = failed, 2 = wrong input, 130 and 143 = stopped by SIGINT and SIGTERM.
+    """
     try:
         app()
+    except Stopped as stopped:
+        message = f"{stopped}. The same command goes on from there."
+        Console(stderr=True).print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(stopped.exit_code)
     except LlavaClError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)

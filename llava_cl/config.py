@@ -249,7 +249,9 @@ class TrainingConfig(_Section):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(0.0, ge=0, description="0 = no clipping")
     max_length: int = Field(2048, gt=0)
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="compute layers again in backward: 'auto' = on a GPU, if its memory would not hold them"
+    )
     checkpoint_every: int | None = Field(None, gt=0, description="optimizer steps between resume points")
     workers: int = Field(0, ge=0)
     per_task: dict[str, TaskTraining] = {}
@@ -310,11 +312,16 @@ class ImagesConfig(_Section):
 
 
 class DistributedConfig(_Section):
-    """Ranks per node (null = one for each GPU, or one on a CPU) and the DeepSpeed file (null = plain DDP)."""
+    """Ranks per node (null = one for each GPU, or one on a CPU) and the DeepSpeed file (null = plain DDP).
+
+    `timeout_minutes` is how long ranks wait for one another before the job fails, `grace_seconds` how long a job that
+    is asked to stop may take to write its resume point.
+    """
 
     ranks: int | None = Field(None, gt=0)
     deepspeed: Path | None = None
     timeout_minutes: float = Field(30, gt=0)
+    grace_seconds: float = Field(60, ge=0)
 
 
 class RunConfig(_Section):

@@ -127,6 +127,15 @@ def gather_objects(value: Any, world: World) -> list[Any]:
     return gathered
 
 
+def any_rank(decision: bool, world: World) -> bool:
+    """Whether any rank has decided so, on every rank."""
+    if world.size == 1:
+        return decision
+    value = torch.tensor(float(decision), device=world.device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value)
+
+
 def exchange_tensors(
     owned: Mapping[str, torch.Tensor], owners: Mapping[str, int], world: World
 ) -> dict[str, torch.Tensor]:

@@ -73,7 +73,7 @@ class Conversations:
             max_length=self._config.training.max_length,
             **self._image_arguments,
         )
-        return TrainingData(dataset, modality_lengths(records))
+        return TrainingData(dataset, modality_lengths(records), [record.id for record in records])
 
     def measured(self, task: AnyTask) -> TrainingData:
         """The training samples; nothing about them is random."""

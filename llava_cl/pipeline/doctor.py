@@ -53,7 +53,7 @@ def diagnose(ranks: int) -> Iterator[Finding]:
         missing = version == "not installed"
         yield Finding(subject, *(("problem", f"{version}: install llava_cl[train]") if missing else ("ok", version)))
     yield from _hardware()
-    yield _optional("FlashAttention-2", _check_flash_attention)
+    yield _optional("FlashAttention-2", check_flash_attention)
     yield _optional("COCO caption metrics", check_coco_tools)
     yield _trial(ranks)
 
@@ -71,7 +71,8 @@ def _hardware() -> Iterator[Finding]:
         yield Finding(f"GPU {index}", "ok" if bf16 else "note", detail + ("" if bf16 else ", bfloat16 is slow on it"))
 
 
-def _check_flash_attention() -> None:
+def check_flash_attention() -> None:
+    """Raises InputError, with what to do, if FlashAttention-2 cannot be used."""
     from transformers.utils import is_flash_attn_2_available
 
     if not is_flash_attn_2_available():

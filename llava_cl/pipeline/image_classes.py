@@ -116,7 +116,8 @@ class ImageClasses:
         assert isinstance(task, ClassTaskConfig) and task.train is not None
         root = self._config.data_root
         records = load_class_records(root / task.train, task.folders)
-        return TrainingData(ClassDataset(records, root, task.train, transform), [1] * len(records))
+        dataset = ClassDataset(records, root, task.train, transform)
+        return TrainingData(dataset, [1] * len(records), [record.id for record in records])
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch of pictures."""

@@ -25,6 +25,7 @@ from llava_cl.methods import Methods
 from llava_cl.models import LinearTarget, ModelFamily
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
+from llava_cl.stopping import StopRequest
 from llava_cl.store import RunDirectory, StageDirectory, read_json
 from llava_cl.training.adapters import replay
 from llava_cl.training.trainer import deepspeed_config, zero_stage
@@ -53,9 +54,12 @@ class Job:
     run: RunDirectory
     world: World
     progress: ProgressWriter
+    stop: StopRequest = field(default_factory=StopRequest)
     seconds: dict[str, float] = field(default_factory=dict)
     loads: int = 0
     """How often the checkpoint was read, since `take_cost`."""
+    trained: dict[str, int] = field(default_factory=dict)
+    """Samples and tokens that were trained on."""
 
     def __post_init__(self) -> None:
         self.samples: Samples = samples_of(self.config)
@@ -76,14 +80,17 @@ class Job:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin
 
     def take_cost(self) -> dict[str, Any]:
-        """Seconds of each part and loads since the last call; the largest peak memory of a rank so far, in bytes."""
+        """Seconds, loads and what was trained since the last call, and a rank's peak memory so far in bytes."""
         if self.world.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.world.device)
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         peak = max(gather_objects(memory, self.world))
-        cost = {"seconds": dict(self.seconds), "loads": self.loads, "peak_memory_bytes": peak}
+        cost: dict[str, Any] = {"seconds": dict(self.seconds), "loads": self.loads, "peak_memory_bytes": peak}
+        if self.trained:
+            cost["trained"] = dict(self.trained)
         self.seconds.clear()
+        self.trained.clear()
         self.loads = 0
         return cost
 

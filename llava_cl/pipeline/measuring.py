@@ -23,6 +23,7 @@ from llava_cl.training.sums import GRADIENT, MEAN_INPUT, SECOND_MOMENT, Sum, pla
 logger = logging.getLogger(__name__)
 
 When = Literal["before", "after"]
+TIMES: tuple[When, When] = ("before", "after")
 _PART = {"before": "measure", "after": "remeasure"}
 
 
@@ -38,13 +39,13 @@ def measure_task(job: Job, model: PreTrainedModel, stage: int, when: When, owner
         return Statistics()
     task, settings = job.config.task(stage), job.config.measurement
     job.samples.choose(model, stage)
-    dataset, lengths, _ = job.samples.measured(task)
+    dataset, lengths, ids, _ = job.samples.measured(task)
     indices = measurement_indices(len(lengths), settings.ratio)
     indices = sorted(indices, key=lambda index: (abs(lengths[index]), index))
     batches = [indices[start : start + settings.batch_size] for start in range(0, len(indices), settings.batch_size)]
     # The longest first, so that too little memory shows at once.
     batches = local_share(batches, job.world)[::-1]
-    if job.config.training.gradient_checkpointing and job.world.device.type == "cpu":
+    if job.config.training.gradient_checkpointing is True:
         save_memory(model)
     targets = job.targets(model)
     columns, sketch = _sketch_columns(job.config, when), None
@@ -72,6 +73,7 @@ def measure_task(job: Job, model: PreTrainedModel, stage: int, when: When, owner
             place=settings.sums,
             sketch=sketch,
             progress=lambda done: report(done, total),
+            ids=ids,
         )
     if statistics.skipped:
         logger.warning("%s: %d samples without a supervised token were left out", task.name, statistics.skipped)

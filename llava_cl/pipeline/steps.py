@@ -23,6 +23,7 @@ from llava_cl.models import LinearTarget
 from llava_cl.pipeline.bases import energy_within, load_bases, load_moments, save_columns, update_moments
 from llava_cl.pipeline.job import Job
 from llava_cl.pipeline.measuring import measure_task
+from llava_cl.pipeline.planning import recomputes
 from llava_cl.pipeline.scoring import answers_step, predictions_file, score_stage
 from llava_cl.pipeline.task_data import read_questions
 from llava_cl.store import load_tensors, save_tensors, write_jsonl
@@ -121,26 +122,35 @@ def learn(job: Job, stage: int) -> list[Path]:
         projector=projector,
         fp32_adapters=job.deepspeed is None,
     )
-    dataset, lengths, set_epoch = job.samples.training(config.task(stage), job.seed(stage, "augment"))
+    dataset, lengths, ids, set_epoch = job.samples.training(config.task(stage), job.seed(stage, "augment"))
     with job.timed("train"):
-        rows = train(
+        trained = train(
             adapted,
             dataset,
             lengths,
             lambda samples: without_index(job.samples.collate(samples)),
             config,
-            TrainingPlan.of(config, stage, job.seed(stage, "train"), beside.learning_rate if beside else None),
+            TrainingPlan.of(
+                config,
+                stage,
+                job.seed(stage, "train"),
+                beside.learning_rate if beside else None,
+                recompute=recomputes(config, job.samples, config.task(stage), job.world),
+            ),
             deepspeed=job.deepspeed,
             world=job.world,
             folder=directory.checkpoints,
             set_epoch=set_epoch,
             penalty=_penalty(job, stage, adapted, parts),
             progress=report,
+            stop=job.stop,
+            ids=ids,
         )
+    job.trained = {"samples": trained.samples, "tokens": trained.tokens}
     tensors = collect(adapted, factors, projector, train_a=job.methods.train_a)
     if not job.world.is_main:
         return []
-    write_jsonl(directory.train_log, rows)
+    write_jsonl(directory.train_log, trained.rows)
     return [*save_adapter(directory.adapter, tensors, list(factors), config.lora, projector), directory.train_log]
 
 

@@ -51,6 +51,10 @@ class LiveDisplay:
         """Something is checked before the run."""
         self._show(f"checking {what}")
 
+    def note(self, text: str) -> None:
+        """Something that stops nothing."""
+        self._console.print(f"note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """A stage's job starts."""
         self._stage, self._task, self._total = stage, task, total

@@ -45,6 +45,9 @@ class LivePage:
     def checking(self, what: str) -> None:
         """Nothing of the run can be shown yet."""
 
+    def note(self, text: str) -> None:
+        """Nothing to show."""
+
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """A stage's job starts."""
         self._status = f"stage {stage} starts"

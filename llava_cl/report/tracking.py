@@ -48,6 +48,9 @@ class Tracking:
     def checking(self, what: str) -> None:
         """There is nothing to log yet."""
 
+    def note(self, text: str) -> None:
+        """Nothing to show."""
+
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """Opens what curves are written to, so that a problem with it is told before anything is spent."""
         self.update()

@@ -19,6 +19,11 @@ class Watchers:
         for watcher in self._watchers:
             watcher.checking(what)
 
+    def note(self, text: str) -> None:
+        """Something that stops nothing."""
+        for watcher in self._watchers:
+            watcher.note(text)
+
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """A stage's job is about to start."""
         for watcher in self._watchers:

@@ -55,18 +55,33 @@ def attach(
         projector: qualified name of a module that is trained whole beside the adapters, or None.
         fp32_adapters: keep adapters in fp32 over a bf16 base (DeepSpeed keeps fp32 masters itself).
     """
-    config = _peft_config(sorted(factors), lora, projector)
-    peft_model = get_peft_model(model, config, autocast_adapter_dtype=fp32_adapters)
+    peft_model = wrap(model, factors, lora, train_a=train_a, projector=projector, fp32_adapters=fp32_adapters)
     scale = lora.alpha / lora.rank
     with torch.no_grad():
         for name, start in factors.items():
             a, b = _factors(peft_model, name)
             a.copy_(start.a)
             b.copy_(start.b)
-            a.requires_grad_(train_a)
             if b.any():
                 weight = peft_model.get_parameter(f"{_PREFIX}{name}.base_layer.weight")
                 weight.copy_(weight.float() - scale * b.float() @ a.float())
+    return peft_model
+
+
+def wrap(
+    model: PreTrainedModel,
+    names: Collection[str],
+    lora: configuration.LoraConfig,
+    *,
+    train_a: bool,
+    projector: str | None,
+    fp32_adapters: bool,
+) -> PeftModel:
+    """What `attach` makes, before its adapters of the named layers have values."""
+    config = _peft_config(sorted(names), lora, projector)
+    peft_model = get_peft_model(model, config, autocast_adapter_dtype=fp32_adapters)
+    for a in trained_a(peft_model, names).values():
+        a.requires_grad_(train_a)
     return peft_model
 
 

@@ -110,6 +110,7 @@ def measure(
     place: SumsPlace = "device",
     sketch: Sketch | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    ids: Sequence[int | str] | None = None,
 ) -> Statistics:
     """Measures statistics of the targeted linears over this rank's batches and reduces them to their owners.
 
@@ -132,13 +133,15 @@ def measure(
         sketch: measure two random sketches of each gradient in its place, where they are smaller; the same on all
             ranks. Those of `in` x `out` linears keep k and 2 k + 1 vectors, and give a gradient of rank k.
         progress: called with the number of samples done on this rank; where there are several passes, in the mean.
+        ids: the samples' ids by index, to name them; default the indices.
 
     Returns:
         The statistics; tensors of other owners are dropped. Mean inputs are over the batches of the largest size, of
         any rank, that nothing fills up.
 
     Raises:
-        RunError: a targeted layer that no batch reached, no sample with a label, or a value that is not finite.
+        RunError: a targeted layer that no batch reached or whose gradient is zero, no sample with a label, or a value
+            that is not finite.
     """
     sketch = sketch.to(world.device) if sketch else None
     result = Statistics(sketch=sketch)
@@ -157,16 +160,19 @@ def measure(
 
         collector, counts = _collect(model, batches, begin, token_mask, world.device, report)
         done += counts.done
-        _reduce(collector, counts, owners, world, home, result)
+        _reduce(collector, counts, owners, world, home, ids, result)
     return result
 
 
 class _Counts(NamedTuple):
-    """Samples of this rank with and without a supervised token, and all with those that only fill up."""
+    """Samples of this rank with and without a supervised token, all with those that only fill up, and the indices of
+    those in batches whose loss is not finite.
+    """
 
     samples: int = 0
     skipped: int = 0
     done: int = 0
+    suspects: tuple[int, ...] = ()
 
 
 def save_memory(model: PreTrainedModel) -> None:
@@ -227,6 +233,7 @@ def _run(
                 counts.samples + int((supervised & real).sum()),
                 counts.skipped + int((~supervised & real).sum()),
                 counts.done + len(real),
+                counts.suspects + (() if torch.isfinite(loss) else tuple(batch["index"][real].tolist())),
             )
             report(counts.done)
     finally:
@@ -240,6 +247,7 @@ def _reduce(
     owners: Mapping[str, int],
     world: World,
     home: torch.device,
+    ids: Sequence[int | str] | None,
     result: Statistics,
 ) -> None:
     """Sums a pass over the ranks and adds the means that this rank owns to the result."""
@@ -250,6 +258,9 @@ def _reduce(
             "bypasses them, so they cannot be adapted; exclude them from the targets."
         )
     collector.agree(world)
+    suspects = [index for part in gather_objects(counts.suspects, world) for index in part]
+    named = ", ".join(str(index if ids is None else ids[index]) for index in suspects)
+    batches = f" The loss is not finite in the batches of samples {named}." if suspects else ""
     planned = sorted(collector.planned, key=lambda item: item.key)
     tokens = [collector.tokens.get(item.key, 0) for item in planned]
     totals = torch.tensor([counts.samples, counts.skipped, *tokens], device=world.device)
@@ -266,5 +277,14 @@ def _reduce(
         mean = total.div_(result.samples if item.of_gradient else seen)
         if not torch.isfinite(mean).all():
             kind = GRADIENT if item.of_gradient else item.kind
-            raise RunError(f"the {kind} of {item.name} is not finite; lower the learning rate or use bfloat16.")
+            raise RunError(
+                f"the {kind} of {item.name} is not finite; lower the learning rate or use bfloat16.{batches}"
+            )
+        if item.of_gradient and not mean.any():
+            raise RunError(
+                f"the gradient of {item.name} is zero on all {result.samples} samples, so nothing can be learned "
+                "there; look for what cuts it off from the loss, or leave it out of lora.targets."
+            )
         result.of(item.kind)[item.name] = mean.to(home)
+    if suspects:
+        raise RunError(batches.strip())

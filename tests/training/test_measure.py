@@ -111,6 +111,19 @@ def test_an_input_that_is_not_finite_is_named(model: PreTrainedModel) -> None:
         _measure(model, "it", "second_moment")
 
 
+def test_samples_whose_loss_is_not_finite_are_named(model: PreTrainedModel) -> None:
+    samples = build_samples("iti")
+    samples[2]["pixel_values"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(RunError, match=r"not finite in the batches of samples a, b, c\."):
+        _measure(model, samples, "gradient", ids=["a", "b", "c"])
+
+
+def test_a_gradient_that_is_zero_is_named(model: PreTrainedModel) -> None:
+    model.get_parameter(f"{BLOCK_0}.self_attn.o_proj.weight").zero_()
+    with pytest.raises(RunError, match=rf"the gradient of {BLOCK_0}\.self_attn\.[qkv]_proj is zero on all 2 samples"):
+        _measure(model, "it", "gradient")
+
+
 @pytest.mark.parametrize("kinds", ["it", "nn"], ids=["success", "failure"])
 def test_the_model_is_left_as_it_was(model: PreTrainedModel, kinds: str) -> None:
     def state() -> Any:
