@@ -83,6 +83,14 @@ class Conversations:
         """A right-padded training batch."""
         return collate_train(samples, self._tokenizer.pad_token_id)
 
+    def questions(self, task: TaskConfig, questions: Sequence[QuestionRecord]) -> QuestionDataset:
+        """Prompts of a task's questions, the task's suffix added to each."""
+        asked = [
+            replace(record, text=record.text + task.suffix_by_answer.get(record.answer, task.suffix))
+            for record in questions
+        ]
+        return QuestionDataset(asked, self._config.data_root / task.images, self.chat, **self._image_arguments)
+
     def answer(
         self,
         model: PreTrainedModel,
@@ -94,11 +102,7 @@ class Conversations:
     ) -> list[str]:
         """Greedy answers, the task's suffix added to each question, special tokens skipped and ends stripped."""
         assert isinstance(task, TaskConfig)
-        asked = [
-            replace(record, text=record.text + task.suffix_by_answer.get(record.answer, task.suffix))
-            for record in questions
-        ]
-        dataset = QuestionDataset(asked, self._config.data_root / task.images, self.chat, **self._image_arguments)
+        dataset = self.questions(task, questions)
 
         def generate(batch: dict[str, torch.Tensor]) -> list[str]:
             inputs = {key: value.to(world.device) for key, value in batch.items() if key != "index"}

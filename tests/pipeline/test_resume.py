@@ -83,6 +83,7 @@ def test_results_files(undisturbed: Path) -> None:
     assert [len(row) for row in metrics["matrix"]] == [2, 2]
     assert set(metrics["stages"][1]["seconds"]) >= {"load", "measure", "initialise", "train", "remeasure", "protect"}
     assert metrics["stages"][1]["peak_memory_bytes"] > 0
+    assert [stage["loads"] for stage in metrics["stages"]] == [1, 1, 1]
     layer = metrics["stages"][1]["basis"]["model.language_model.layers.0.self_attn.q_proj"]
     before = metrics["stages"][0]["basis"]["model.language_model.layers.0.self_attn.q_proj"]
     assert layer["columns"] == before["columns"] + layer["added"]
