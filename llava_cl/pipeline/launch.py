@@ -164,7 +164,7 @@ def run_job(
     poll()
     where = f"stage {stage}, {_step(run)}"
     if signals or stop_file(run).exists():
-        raise Stopped(*signals[:1] or [signal.SIGTERM], place=f" in {where}")
+        raise Stopped(signals[0] if signals else signal.SIGTERM, f" in {where}")
     if process.returncode:
         raise failure(run, where, process.returncode, log, log_begin, distributed.timeout_minutes)
 
