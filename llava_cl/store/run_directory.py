@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,11 @@ class StageDirectory:
             )
 
     def clear_leftovers(self) -> None:
-        """Removes what interrupted writes have left."""
+        """Removes what interrupted writes have left, and resume points of a training that is complete."""
         for leftover in self.path.rglob(".*.tmp"):
             leftover.unlink()
+        if self._record("train").is_file():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _verify_files(self, hashes: Mapping[str, str]) -> None:
         for name, digest in hashes.items():
