@@ -254,4 +254,7 @@ class RunDirectory:
                 raise InputError(
                     f"{self.path}: another run is working on this directory; wait for it or give another --output."
                 ) from error
+            # Of writes that a kill has interrupted; those of a stage are the stage's own affair.
+            for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
+                leftover.unlink()
             yield

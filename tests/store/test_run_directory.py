@@ -151,6 +151,13 @@ def test_stages_to_be_done_again_are_set_aside_and_nothing_is_deleted(run: RunDi
         run.set_aside(1)
 
 
+def test_leftovers_beside_the_stages_are_removed_when_the_directory_is_opened(run: RunDirectory) -> None:
+    write_text(run.path / ".metrics.json.12.tmp", "half")
+    write_text(run.path / "report" / ".index.html.12.tmp", "half")
+    with run.locked():
+        assert not list(run.path.rglob(".*.tmp"))
+
+
 _HOLD = """
 import sys
 from pathlib import Path
