@@ -6,13 +6,17 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import TaskID
 
 from llava_cl.errors import LlavaClError
+from llava_cl.stopping import Stopped
+
+if TYPE_CHECKING:
+    from llava_cl.store import RunDirectory
 
 app = typer.Typer(
     name="llava-cl",
@@ -36,25 +40,39 @@ def run(
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node: GPUs, or processes on a CPU.")] = None,
     hostfile: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="DeepSpeed hostfile.")] = None,
     until: Annotated[int | None, typer.Option(min=0, help="Stop after this stage.")] = None,
+    redo: Annotated[
+        int | None, typer.Option(min=0, help="Do this stage and all later ones again; what is there is set aside.")
+    ] = None,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print what would run; start nothing.")] = False,
 ) -> None:
     """Run a continual stream, or continue it: the same command picks up where the last one ended."""
     from llava_cl.config import load_config
     from llava_cl.pipeline.orchestrator import Launch, execute
-    from llava_cl.report import write_report
     from llava_cl.report.live import LiveDisplay
+    from llava_cl.report.live_page import LivePage
+    from llava_cl.report.tracking import Tracking
+    from llava_cl.report.watchers import Watchers
 
     resolved = load_config(config, overrides or ())
-    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, until)
+    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, until, redo)
     console = Console()
     if dry_run:
         from llava_cl.pipeline.dry_run import describe
 
         console.print_json(json.dumps(describe(resolved, launch)))
         return
-    with LiveDisplay(console) as display:
-        metrics = execute(resolved, launch, display, after_stage=lambda directory: write_report(directory.path))
+    with (
+        LiveDisplay(console) as display,
+        LivePage(launch.output) as page,
+        Tracking(resolved, launch.output) as tracking,
+    ):
+
+        def after_stage(_: RunDirectory) -> None:
+            page.committed()
+            tracking.update()
+
+        metrics = execute(resolved, launch, Watchers(display, page, tracking), after_stage=after_stage)
         display.finished(metrics)
     console.print(f"report: {launch.output / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
 
@@ -193,22 +211,37 @@ def export(
 def report(
     run_dirs: Annotated[list[Path], typer.Argument(help="One run directory, or several to compare.")],
     output: Annotated[Path, typer.Option(help="Where a comparison is written.")] = Path("comparison.html"),
+    export: Annotated[
+        bool,
+        typer.Option("--export", help="Also write matrix and curves as PNG, PDF, CSV and LaTeX."),
+    ] = False,
 ) -> None:
     """Rewrite a run's HTML report, or compare several runs on one page."""
-    from llava_cl.report import compare_runs, write_report
+    from llava_cl.report import compare_runs, export_run, write_report
 
-    page = write_report(run_dirs[0]) if len(run_dirs) == 1 else compare_runs(run_dirs, output)
-    Console().print(str(page), highlight=False, soft_wrap=True)
+    files = [write_report(run_dirs[0]) if len(run_dirs) == 1 else compare_runs(run_dirs, output)]
+    if export:
+        files += [file for run_dir in run_dirs for file in export_run(run_dir)]
+    for file in files:
+        Console().print(str(file), highlight=False, soft_wrap=True)
 
 
 @app.command()
 def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A run file: tell what memory, disk and time it needs.")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks to try; default: one a GPU, else two.")] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Look at packages, hardware and optional tools, and let ranks sum a number; exit code 1 if a run cannot work."""
     import torch
 
+    from llava_cl.config import load_config
     from llava_cl.pipeline.doctor import diagnose
+    from llava_cl.pipeline.launch import ranks_per_node
+    from llava_cl.pipeline.planning import Needs
+    from llava_cl.report.console import needs_tables
+
+    resolved = load_config(config, overrides or ()) if config else None
 
     console, broken = Console(), False
     styles = {"ok": "green", "note": "yellow", "problem": "red"}
@@ -216,6 +249,9 @@ def doctor(
         broken |= finding.state == "problem"
         console.print(f"{finding.state:<8}", style=styles[finding.state], end="")
         console.print(f"{finding.subject}: {finding.detail}", highlight=False, markup=False, soft_wrap=True)
+    if resolved is not None:
+        for table in needs_tables(Needs.of(resolved, nproc or ranks_per_node(resolved.distributed.ranks))):
+            console.print(table)
     raise typer.Exit(int(broken))
 
 
@@ -240,9 +276,16 @@ def methods() -> None:
 
 
 def main() -> None:
-    """Entry point: errors become one message on standard error and an exit code (1 failed, 2 wrong input)."""
+    """Entry point: errors become one message on standard error and an exit code.
+
+    1 = failed, 2 = wrong input, 130 and 143 = stopped by SIGINT and SIGTERM.
+    """
     try:
         app()
+    except Stopped as stopped:
+        message = f"{stopped}. The same command goes on from there."
+        Console(stderr=True).print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(stopped.exit_code)
     except LlavaClError as error:
         message = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in f"error: {error}")
         Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -39,6 +39,7 @@ _NOT_IDENTITY = (
     ("", "data_root"),
     ("", "distributed"),
     ("", "unmatched_limit"),
+    ("", "report_to"),
     ("model", "path"),
     ("model", "vision_tower"),
     ("model", "attention"),
@@ -47,6 +48,7 @@ _NOT_IDENTITY = (
     ("training", "checkpoint_every"),
     ("training", "gradient_checkpointing"),
     ("measurement", "batch_size"),
+    ("measurement", "sums"),
     ("evaluation", "batch_size"),
 )
 
@@ -274,7 +276,9 @@ class TrainingConfig(_Section):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(0.0, ge=0, description="0 = no clipping")
     max_length: _Count = 2048
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="compute layers again in backward: 'auto' = on a GPU, if its memory would not hold them"
+    )
     checkpoint_every: _Count | None = Field(None, description="optimizer steps between resume points")
     workers: int = Field(0, ge=0, le=1024)
     per_task: dict[str, TaskTraining] = {}
@@ -295,10 +299,18 @@ class TrainingConfig(_Section):
 
 
 class MeasurementConfig(_Section):
-    """How statistics are measured: the share of a task's samples, and samples per forward pass."""
+    """How statistics are measured: the share of a task's samples, and samples per forward pass.
+
+    `sums` says where each rank keeps the fp32 sums: all on its "device", in "host" memory, or at most so many GB on the
+    device, in as many passes over the samples as that takes. `sketch` measures, where a stage is initialised, random
+    sketches of the gradients with so many columns in their place, and is at least `lora.rank` (4 times it is good);
+    null measures the gradients themselves.
+    """
 
     ratio: float = Field(0.2, gt=0, le=1)
     batch_size: _Count = 8
+    sums: Literal["device", "host"] | Annotated[float, Field(gt=0)] = "device"
+    sketch: _Count | None = None
 
 
 class EvaluationConfig(_Section):
@@ -327,15 +339,23 @@ class ImagesConfig(_Section):
 
 
 class DistributedConfig(_Section):
-    """Ranks per node (null = one for each GPU, or one on a CPU) and the DeepSpeed file (null = plain DDP)."""
+    """Ranks per node (null = one for each GPU, or one on a CPU) and the DeepSpeed file (null = plain DDP).
+
+    `timeout_minutes` is how long ranks wait for one another before the job fails, `grace_seconds` how long a job that
+    is asked to stop may take to write its resume point.
+    """
 
     ranks: _Count | None = None
     deepspeed: _Place | None = None
     timeout_minutes: float = Field(30, gt=0, le=100_000)
+    grace_seconds: float = Field(60, ge=0, le=100_000)
 
 
 class RunConfig(_Section):
-    """Everything a run depends on, resolved and validated."""
+    """Everything a run depends on, resolved and validated.
+
+    `report_to` lists where curves are also written; null = TensorBoard, if its package is installed.
+    """
 
     name: _Label
     seed: int = 42
@@ -349,6 +369,7 @@ class RunConfig(_Section):
     measurement: MeasurementConfig = MeasurementConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     distributed: DistributedConfig = DistributedConfig()
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] | None = None
     unmatched_limit: float = Field(0.01, ge=0, le=1, description="share of samples without a usable mask")
 
     @model_validator(mode="after")

@@ -43,7 +43,7 @@ def test_published_hyper_parameters(name: str, rank: int, alpha: float, rate: fl
     assert (training.global_batch, training.micro_batch) == (4 * 8 * 2, 8)
     assert (training.warmup_ratio, training.scheduler, training.weight_decay) == (0.03, "cosine", 0)
     assert (training.max_grad_norm, training.max_length, training.workers) == (0, 2048, 4)
-    assert training.gradient_checkpointing
+    assert training.gradient_checkpointing == "auto"
     assert (config.seed, config.model.dtype, config.distributed.ranks) == (42, "bfloat16", 4)
     assert config.distributed.deepspeed is not None
     assert config.distributed.deepspeed.name == "zero2.json"

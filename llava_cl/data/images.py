@@ -93,6 +93,15 @@ def load_image(path: str, root: Path) -> Image.Image:
         return image.convert("RGB")
 
 
+def load_thumbnail(path: str, root: Path, side: int) -> Image.Image:
+    """The image at most `side` pixels wide and high; takes and raises what `load_image` does."""
+    with _opened(path, root) as image:
+        image.draft(None, (2 * side, 2 * side))  # a JPEG is decoded at a fraction of its size
+        small = image.convert("RGB")
+    small.thumbnail((side, side))
+    return small
+
+
 def check_image(path: str, root: Path) -> None:
     """Raises what `load_image` would; a JPEG is read to its end but decoded at an eighth of its size, for speed."""
     with _opened(path, root) as image:

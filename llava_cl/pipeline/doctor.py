@@ -56,7 +56,7 @@ def diagnose(ranks: int) -> Iterator[Finding]:
         yield Finding(subject, *(("problem", f"{version}: install llava_cl[train]") if missing else ("ok", version)))
     yield from _hardware()
     yield _deepspeed_operators()
-    yield _optional("FlashAttention-2", _check_flash_attention)
+    yield _optional("FlashAttention-2", check_flash_attention)
     yield _optional("COCO caption metrics", check_coco_tools)
     yield _trial(ranks)
 
@@ -93,7 +93,8 @@ def _deepspeed_operators() -> Finding:
     return Finding("DeepSpeed operators", "ok", f"{built or 'none'} built, none needed")
 
 
-def _check_flash_attention() -> None:
+def check_flash_attention() -> None:
+    """Raises InputError, with what to do, if FlashAttention-2 cannot be used."""
     from transformers.utils import is_flash_attn_2_available
 
     if not is_flash_attn_2_available():

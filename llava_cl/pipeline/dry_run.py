@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from typing import Any
 
 from llava_cl.config import RunConfig
 from llava_cl.pipeline.launch import command, hosts, ranks_per_node
 from llava_cl.pipeline.orchestrator import Launch
+from llava_cl.pipeline.planning import Needs
 from llava_cl.pipeline.preflight import check_plan
 
 
 def describe(config: RunConfig, launch: Launch) -> dict[str, Any]:
-    """The resolved configuration, each stage's hyper-parameters and command line, and what is not there yet.
+    """The resolved configuration, each stage's hyper-parameters and command line, what is not there yet, and the needs.
+
+    Memory, disk and time are told if model and data are there (`llava-cl doctor CONFIG` does without the data).
 
     Raises:
         InputError: the configuration contradicts itself or names what does not exist.
     """
     ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
-    check_plan(config, ranks * hosts(launch.hostfile, launch.output))
+    total = ranks * hosts(launch.hostfile, launch.output)
+    check_plan(config, total)
     output = launch.output.resolve()
     missing = [str(path) for path in (config.model.path / "config.json", config.data_root) if not path.exists()]
     return {
@@ -26,6 +31,7 @@ def describe(config: RunConfig, launch: Launch) -> dict[str, Any]:
         "output": str(output),
         "ranks_per_node": ranks,
         "missing": missing,
+        "needs": None if missing else dataclasses.asdict(Needs.of(config, total)),
         "stages": [
             {
                 "stage": number,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -13,7 +12,9 @@ from llava_cl.config import ClassTaskConfig, RunConfig, TaskConfig
 from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.scorers import SCORERS
 from llava_cl.methods import Methods
-from llava_cl.models import LinearTarget
+from llava_cl.pipeline.doctor import check_flash_attention
+from llava_cl.pipeline.measuring import TIMES, sums_to_measure
+from llava_cl.pipeline.planning import Shapes, least_memory, predict_disk
 from llava_cl.pipeline.samples import chosen_targets, samples_of
 from llava_cl.pipeline.scoring import task_scorer
 from llava_cl.pipeline.task_data import data_files, evaluation_files, image_folders
@@ -27,6 +28,12 @@ def check_plan(config: RunConfig, ranks: int) -> None:
         InputError: everything that is wrong, at once.
     """
     problems = list(problems_of(lambda: _check_method(config), lambda: config.training.micro_batch_for(ranks)))
+    columns, rank = config.measurement.sketch, config.lora.rank
+    if columns is not None and columns < rank:
+        problems.append(
+            f"measurement.sketch: a sketch of {columns} columns does not hold the {rank} directions of lora.rank; give "
+            f"it {4 * rank}, or null for none."
+        )
     if config.model.dtype == "auto":
         problems.append("model.dtype: a run computes in float32 or bfloat16; 'auto' is for exports.")
     if config.model.dtype == "bfloat16" and config.distributed.deepspeed is None:
@@ -60,7 +67,9 @@ def check_setup(config: RunConfig, ranks: int) -> None:
     Raises:
         InputError: everything that is wrong, at once.
     """
-    problems = list(problems_of(lambda: check_plan(config, ranks), lambda: _check_model(config)))
+    problems = list(problems_of(lambda: check_plan(config, ranks), lambda: _check_attention(config)))
+    # Otherwise the model cannot be made.
+    problems += [] if problems else problems_of(lambda: _check_model(config))
     for task in config.benchmark.evaluated:
         scorer = SCORERS.get(task_scorer(task, config.evaluation))
         if scorer is not None:
@@ -79,7 +88,7 @@ def check_disk(config: RunConfig, folder: Path) -> None:
     Raises:
         InputError: too little space is free.
     """
-    need = required_bytes(config)
+    need = sum(predict_disk(config, Shapes.of(config, samples_of(config))).values())
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < need:
@@ -90,14 +99,12 @@ def check_disk(config: RunConfig, folder: Path) -> None:
 
 
 def check_memory(config: RunConfig, ranks: int) -> None:
-    """Checks that the weights, the statistics' fp32 sums and the optimizer's state fit in the memory of each rank.
-
-    Activations come on top; how large they are depends on the batch.
+    """Checks that what a rank surely needs fits in its memory: all but activations, which come on top.
 
     Raises:
         InputError: too little memory.
     """
-    need = memory_bytes(config)
+    need = least_memory(config, ranks)
     if torch.cuda.is_available():
         have = min(torch.cuda.mem_get_info(device)[1] for device in range(torch.cuda.device_count()))
         where = "a GPU"
@@ -110,47 +117,12 @@ def check_memory(config: RunConfig, ranks: int) -> None:
         )
 
 
-def memory_bytes(config: RunConfig) -> int:
-    """Lower bound of a rank's memory: the larger of measuring (with fp32 sums) and of training (without ZeRO)."""
-    samples = samples_of(config)
-    models = samples.family
-    skeleton = models.skeleton()
-    samples.prepare(skeleton)
-    width = torch.empty((), dtype=getattr(torch, config.model.dtype)).element_size()
-    weights = width * sum(parameter.numel() for parameter in skeleton.parameters())
-    targets = [target.module.weight for target in chosen_targets(config, models, skeleton).values()]
-    methods = Methods(config.method)
-    wanted = methods.wanted("before") | methods.wanted("after")
-    sums = sum(4 * weight.numel() for weight in targets) if "gradient" in wanted else 0
-    sums += _moment_bytes(chosen_targets(config, models, skeleton)) if {"second_moment", "past_moment"} & wanted else 0
-    beside = samples.beside(1)
-    trained = sum(config.lora.rank * sum(weight.shape) for weight in targets)
-    trained += sum(p.numel() for p in skeleton.get_submodule(beside.name).parameters()) if beside else 0
-    return weights + max(sums, 16 * trained)
-
-
-def required_bytes(config: RunConfig) -> int:
-    """Upper bound of the bytes of a run's tensors: adapters, their start, projectors, full bases, resume points."""
-    samples = samples_of(config)
-    models = samples.family
-    skeleton = models.skeleton()
-    samples.prepare(skeleton)
-    shapes = [tuple(target.module.weight.shape) for target in chosen_targets(config, models, skeleton).values()]
-    adapters = sum(4 * config.lora.rank * (rows + columns) for rows, columns in shapes)
-    beside = samples.beside(1)
-    projector = sum(4 * p.numel() for p in skeleton.get_submodule(beside.name).parameters()) if beside else 0
-    bases = sum(4 * columns * columns for _, columns in shapes)
-    # A resume point holds the trained tensors with their two moments, and the next is written before it goes.
-    resume = 6 * (adapters + projector) if config.training.checkpoint_every else 0
-    moments = 0
-    if "past_moment" in Methods(config.method).wanted("after"):
-        moments = _moment_bytes(chosen_targets(config, models, skeleton))
-    return (2 * adapters + projector + moments) * len(config.benchmark.tasks) + bases + resume
-
-
-def _moment_bytes(targets: Mapping[str, LinearTarget]) -> int:
-    """Bytes of one fp32 second moment for each input."""
-    return sum(4 * features**2 for features in {t.source: t.module.in_features for t in targets.values()}.values())
+def _check_attention(config: RunConfig) -> None:
+    if config.model.attention == "flash_attention_2":
+        try:
+            check_flash_attention()
+        except InputError as error:
+            raise InputError(f"model.attention: flash_attention_2 is {error}") from error
 
 
 def _check_model(config: RunConfig) -> None:
@@ -160,6 +132,14 @@ def _check_model(config: RunConfig) -> None:
     strange = sorted(set(config.method.parts) - {target.part for target in targets.values()})
     if strange:
         raise InputError(f"method.parts: {', '.join(strange)} is no part of a model of family '{config.model.family}'.")
+    place = config.measurement.sums
+    planned = [item for when in TIMES for item in sums_to_measure(config, targets, when)]
+    largest = max(planned, key=lambda item: item.bytes, default=None)
+    if isinstance(place, float) and largest is not None and largest.bytes > place * 1e9:
+        raise InputError(
+            f"measurement.sums: {place:g} GB do not hold the {largest.kind} of {largest.name}, which takes "
+            f"{largest.bytes / 1e9:.3g} GB; give as much at least, or 'host'."
+        )
 
 
 def _check_method(config: RunConfig) -> None:

@@ -12,8 +12,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 from llava_cl.pipeline.data_checks import TaskData
-from llava_cl.report.load import Metrics, parse_metrics
-from llava_cl.report.text import mean, metric, percent, shown
+from llava_cl.pipeline.planning import Needs
+from llava_cl.report.load import parse_metrics
+from llava_cl.report.schema import Metrics
+from llava_cl.report.text import duration, mean, memory, metric, percent, shown
 
 
 def console_table(metrics: Metrics | Mapping[str, Any]) -> Table:
@@ -79,6 +81,32 @@ def data_table(found: Sequence[TaskData]) -> Table:
                 end_section=number == len(rows) - 1,
             )
     return table
+
+
+def needs_tables(needs: Needs) -> list[Table]:
+    """What a run will need: memory of a rank by step, disk, and time."""
+    tokens = f", samples of {needs.size.length} tokens" if needs.size.length > 1 else ""
+    most = Table(title=f"Memory of each of {needs.ranks} ranks{tokens}", title_justify="left", box=SIMPLE_HEAD)
+    disk = Table(title="Disk, at the most", title_justify="left", box=SIMPLE_HEAD)
+    for table in (most, disk):
+        table.add_column("")
+    for step in needs.memory:
+        most.add_column(step, justify="right")
+    for part in dict.fromkeys(part for parts in needs.memory.values() for part in parts):
+        most.add_row(part, *(memory(parts.get(part)) for parts in needs.memory.values()))
+    most.add_row("together", *(memory(sum(parts.values())) for parts in needs.memory.values()), style="bold")
+    disk.add_column("bytes", justify="right")
+    for part, size in needs.disk.items():
+        disk.add_row(part, memory(size))
+    disk.add_row("together", memory(sum(needs.disk.values())), style="bold")
+    if not needs.seconds:
+        return [most, disk]
+    title = "Forward and backward passes of all stages, estimated from this machine's rate of matrix products"
+    passes = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for step in needs.seconds:
+        passes.add_column(step, justify="right")
+    passes.add_row(*(duration(seconds) for seconds in needs.seconds.values()))
+    return [most, disk, passes]
 
 
 def scores_table(results: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Table:

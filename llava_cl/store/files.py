@@ -7,26 +7,48 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from llava_cl.errors import InputError
+from llava_cl.errors import InputError, RunError
 from llava_cl.parsing import parse_json, read_text
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; renamed to it when the block ends well, removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary path beside `path`; renamed to it when the block ends well, removed when it does not.
+
+    Raises:
+        RunError: it cannot be written, for example because the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:
+        _remove(temporary)
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error}); {_free(path)}. What is complete is kept: put that "
+            "right, then run the same command again."
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(file: Path) -> None:
+    with contextlib.suppress(OSError):
+        file.unlink()
+
+
+def _free(path: Path) -> str:
+    """How much room there is where `path` is."""
+    there = next(folder for folder in path.parents if folder.exists())
+    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB are free there"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,6 +65,13 @@ def write_json(path: Path, content: Any) -> None:
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds one JSON object to a file that is still being written; its last line can be incomplete after a kill."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, *required: str) -> dict[str, Any]:

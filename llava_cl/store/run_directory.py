@@ -19,6 +19,9 @@ from llava_cl.store.files import file_hash, read_json, write_json
 
 FORMAT = 1
 
+LIVE_LOG = "log.jsonl"
+"""Rows of the training under way, in the Trainer's scratch folder; after a resume some steps are there twice."""
+
 
 class StageDirectory:
     """One stage's files below `stages/`. Stage 0 is the untouched base model."""
@@ -74,6 +77,11 @@ class StageDirectory:
         return self.path / "checkpoints"
 
     @property
+    def live_log(self) -> Path:
+        """What `train_log` will hold, while the stage is being trained."""
+        return self.checkpoints / LIVE_LOG
+
+    @property
     def manifest(self) -> Path:
         """`stage.json`, whose existence means that the stage is committed."""
         return self.path / "stage.json"
@@ -108,7 +116,7 @@ class StageDirectory:
         return [dict(read_json(record)) for record in sorted((self.path / "steps").glob("*.json"))]
 
     def commit(self, follows: str) -> None:
-        """Writes `stage.json` with the hashes of all recorded files.
+        """Writes `stage.json` with the hashes of all recorded files and of the records themselves.
 
         Args:
             follows: digest of what the stage was computed from, see `RunDirectory.before`.
@@ -116,6 +124,9 @@ class StageDirectory:
         files: dict[str, str] = {}
         for record in sorted((self.path / "steps").glob("*.json")):
             files.update(read_json(record, "files")["files"])
+            files[str(record.relative_to(self.path))] = file_hash(record)
+        if self.timings.is_file():
+            files[self.timings.name] = file_hash(self.timings)
         content = {"format": FORMAT, "stage": self.stage, "task": self.task, "files": files, "follows": follows}
         write_json(self.manifest, content)
 
@@ -135,7 +146,7 @@ class StageDirectory:
         if manifest["follows"] != follows:
             raise InputError(
                 f"{self.path}: was computed after other earlier stages, or in another run, than those beside it. "
-                "Move it and all later stages away to redo them."
+                f"Redo it and all later stages with --redo {self.stage}."
             )
 
     def clear_leftovers(self) -> None:
@@ -149,7 +160,7 @@ class StageDirectory:
             if not file.is_file() or file_hash(file) != digest:
                 state = "has changed since it was recorded" if file.is_file() else "is missing"
                 raise InputError(
-                    f"{file}: {state}. Restore it, or move {self.path} and all later stages away to redo them."
+                    f"{file}: {state}. Restore it, or redo this stage and all later ones with --redo {self.stage}."
                 )
 
 
@@ -204,6 +215,22 @@ class RunDirectory:
     def stages(self) -> list[StageDirectory]:
         """All stages 1..T, committed or not."""
         return [self.stage(number) for number in range(1, len(self._tasks) + 1)]
+
+    def set_aside(self, stage: int) -> list[Path]:
+        """Moves a stage and all later ones into a new folder below `discarded/`; returns where they are now.
+
+        Raises:
+            InputError: there is none of them.
+        """
+        there = [self.stage(number).path for number in range(stage, len(self._tasks) + 1)]
+        there = [path for path in there if path.exists()]
+        if not there:
+            raise InputError(f"--redo {stage}: {self.path} has no stage {stage} or later.")
+        numbers = [int(path.name) for path in self.path.glob("discarded/*") if path.name.isdecimal()]
+        folder = self.path / "discarded" / str(max(numbers, default=0) + 1)
+        folder.mkdir(parents=True)
+        # The last one first: what is left after a kill is then the beginning of a run.
+        return [path.rename(folder / path.name) for path in reversed(there)]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
