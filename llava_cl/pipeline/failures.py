@@ -24,6 +24,10 @@ _TORCH = Path(torch.__file__).parent
 _PACKAGE = Path(__file__).parents[1]
 _FULL_DISK = 1 << 20
 """Free bytes below which a disk is called full."""
+_OUT_OF_MEMORY = (
+    "Halve the batch of what it did: training.micro_batch, measurement.batch_size or evaluation.batch_size; the global "
+    "batch stays as it is. docs/troubleshooting.md says what else helps."
+)
 _ROOT_CAUSE = re.compile(
     r"^\s*rank\s*:\s*(?P<rank>\d+).*?^\s*exitcode\s*:\s*(?P<exitcode>-?\d+)", re.DOTALL | re.MULTILINE
 )
@@ -38,6 +42,8 @@ def report_failure(run: Path, rank: int, error: Exception) -> None:
     """Tells the orchestrator what ended this rank."""
     explained = isinstance(error, LlavaClError)
     message = str(error) if explained else f"{type(error).__name__}: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        message += f"\n{_OUT_OF_MEMORY}"
     if not explained and shutil.disk_usage(run).free < _FULL_DISK:
         message += f"\n{_full(run)}"
     frames = traceback.extract_tb(error.__traceback__)

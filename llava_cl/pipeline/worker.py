@@ -11,8 +11,6 @@ import sys
 import traceback
 from pathlib import Path
 
-import torch
-
 from llava_cl.distributed import init_world, shutdown
 from llava_cl.errors import RunError
 from llava_cl.logging import setup_logging
@@ -23,11 +21,6 @@ from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.stage import answer_questions, run_stage
 from llava_cl.stopping import Stopped, StopRequest
 from llava_cl.store import RunDirectory
-
-_OUT_OF_MEMORY = (
-    "the GPU's memory ran out. Halve the batch of what it did: training.micro_batch, measurement.batch_size or "
-    "evaluation.batch_size; the global batch stays as it is. See docs/troubleshooting.md."
-)
 
 
 def main(arguments: list[str]) -> None:

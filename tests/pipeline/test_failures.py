@@ -96,3 +96,10 @@ def test_a_rank_that_does_not_answer_is_named(run: Path) -> None:
     run_ranks(_wait_in_vain, 2, run)
     (run / "logs" / "failure-rank1.json").unlink()
     assert "in vain for rank 1, which did not answer any more" in str(_told(run))
+
+
+def test_a_gpu_without_memory_says_which_batches_to_halve(run: Path) -> None:
+    report_failure(run, 0, _raised(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")))
+    said = str(_told(run))
+    for part in ("2.00 GiB", "training.micro_batch", "measurement.batch_size", "evaluation.batch_size"):
+        assert part in said
