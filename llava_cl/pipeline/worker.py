@@ -12,7 +12,6 @@ import traceback
 from pathlib import Path
 
 from llava_cl.distributed import init_world, shutdown
-from llava_cl.errors import RunError
 from llava_cl.logging import setup_logging
 from llava_cl.pipeline.failures import report_end, report_failure
 from llava_cl.pipeline.job import Job, recorded_config
@@ -44,8 +43,6 @@ def main(arguments: list[str]) -> None:
     except Stopped as stopped:
         logging.getLogger(__name__).warning("%s", stopped)
     except Exception as error:  # noqa: BLE001 - whatever ends a rank is told to the user by the orchestrator
-        if isinstance(error, torch.OutOfMemoryError):
-            error = RunError(f"{_OUT_OF_MEMORY} {str(error).splitlines()[0]}")
         try:
             logging.getLogger(__name__).error("%s", traceback.format_exc())
             report_failure(path, rank, error)

@@ -91,7 +91,8 @@ def _log_new(record: RunRecord, sink: Sink, stage: int, step: int) -> tuple[int,
                 values = {"loss": line.loss, "learning_rate": line.learning_rate, "grad_norm": line.grad_norm}
                 known = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
                 sink.log({f"{name}/{now.folder.name}": value for name, value in known.items()}, "step", step)
-        if not now.committed:
+        # A run that was killed before it wrote a stage's results writes them with those of the next.
+        if not now.committed or stage > len(record.metrics.matrix):
             break
         sink.log(_results(record.metrics, now), "stage", stage)
         stage, step = stage + 1, 0
