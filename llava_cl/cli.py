@@ -6,13 +6,17 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import TaskID
 
 from llava_cl.errors import LlavaClError
+from llava_cl.stopping import Stopped
+
+if TYPE_CHECKING:
+    from llava_cl.store import RunDirectory
 
 app = typer.Typer(
     name="llava-cl",
@@ -36,25 +40,39 @@ def run(
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node: GPUs, or processes on a CPU.")] = None,
     hostfile: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="DeepSpeed hostfile.")] = None,
     until: Annotated[int | None, typer.Option(min=0, help="Stop after this stage.")] = None,
+    redo: Annotated[
+        int | None, typer.Option(min=0, help="Do this stage and all later ones again; what is there is set aside.")
+    ] = None,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print what would run; start nothing.")] = False,
 ) -> None:
     """Run a continual stream, or continue it: the same command picks up where the last one ended."""
     from llava_cl.config import load_config
     from llava_cl.pipeline.orchestrator import Launch, execute
-    from llava_cl.report import write_report
     from llava_cl.report.live import LiveDisplay
+    from llava_cl.report.live_page import LivePage
+    from llava_cl.report.tracking import Tracking
+    from llava_cl.report.watchers import Watchers
 
     resolved = load_config(config, overrides or ())
-    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, until)
+    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, until, redo)
     console = Console()
     if dry_run:
         from llava_cl.pipeline.dry_run import describe
 
         console.print_json(json.dumps(describe(resolved, launch)))
         return
-    with LiveDisplay(console) as display:
-        metrics = execute(resolved, launch, display, after_stage=lambda directory: write_report(directory.path))
+    with (
+        LiveDisplay(console) as display,
+        LivePage(launch.output) as page,
+        Tracking(resolved, launch.output) as tracking,
+    ):
+
+        def after_stage(_: RunDirectory) -> None:
+            page.committed()
+            tracking.update()
+
+        metrics = execute(resolved, launch, Watchers(display, page, tracking), after_stage=after_stage)
         display.finished(metrics)
     console.print(f"report: {launch.output / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
 
@@ -170,26 +188,42 @@ def export(
         str,
         typer.Option("--format", help="hf (transformers), llava (its authors' layout) or peft (one adapter)."),
     ] = "hf",
+    push_to: Annotated[
+        str | None,
+        typer.Option("--push", metavar="OWNER/NAME", help="Also upload it, to a new private repository of a hub."),
+    ] = None,
 ) -> None:
-    """Write the model after a stage for other programs."""
+    """Write the model after a stage for other programs, with a model card."""
     from llava_cl.logging import setup_logging
     from llava_cl.pipeline.export import export as write
+    from llava_cl.pipeline.hub import check_push, push
 
     setup_logging(level=logging.WARNING)
+    if push_to is not None:
+        check_push(push_to)
     write(run_dir, stage, to, layout)
     Console().print(str(to), highlight=False, soft_wrap=True)
+    if push_to is not None:
+        Console().print(push(to, push_to), highlight=False, soft_wrap=True)
 
 
 @app.command()
 def report(
     run_dirs: Annotated[list[Path], typer.Argument(help="One run directory, or several to compare.")],
     output: Annotated[Path, typer.Option(help="Where a comparison is written.")] = Path("comparison.html"),
+    export: Annotated[
+        bool,
+        typer.Option("--export", help="Also write matrix and curves as PNG, PDF, CSV and LaTeX."),
+    ] = False,
 ) -> None:
     """Rewrite a run's HTML report, or compare several runs on one page."""
-    from llava_cl.report import compare_runs, write_report
+    from llava_cl.report import compare_runs, export_run, write_report
 
-    page = write_report(run_dirs[0]) if len(run_dirs) == 1 else compare_runs(run_dirs, output)
-    Console().print(str(page), highlight=False, soft_wrap=True)
+    files = [write_report(run_dirs[0]) if len(run_dirs) == 1 else compare_runs(run_dirs, output)]
+    if export:
+        files += [file for run_dir in run_dirs for file in export_run(run_dir)]
+    for file in files:
+        Console().print(str(file), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -242,11 +276,19 @@ def methods() -> None:
 
 
 def main() -> None:
-    """Entry point: errors become one message on standard error and an exit code (1 failed, 2 wrong input)."""
+    """Entry point: errors become one message on standard error and an exit code.
+
+    1 = failed, 2 = wrong input, 130 and 143 = stopped by SIGINT and SIGTERM.
+    """
     try:
         app()
+    except Stopped as stopped:
+        message = f"{stopped}. The same command goes on from there."
+        Console(stderr=True).print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(stopped.exit_code)
     except LlavaClError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        message = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in f"error: {error}")
+        Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
 
 

@@ -7,10 +7,12 @@ import datetime
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+_Item = TypeVar("_Item", str, int)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-def share_out(costs: Mapping[str, float], size: int) -> dict[str, int]:
+def share_out(costs: Mapping[_Item, float], size: int) -> dict[_Item, int]:
     """Gives each item an owner rank so that the ranks' total costs are even (longest first).
 
     Args:
@@ -90,7 +92,7 @@ def share_out(costs: Mapping[str, float], size: int) -> dict[str, int]:
         item -> rank; the same on every rank.
     """
     loads = [0.0] * size
-    owners: dict[str, int] = {}
+    owners: dict[_Item, int] = {}
     for name in sorted(costs, key=lambda item: (-costs[item], item)):
         owner = loads.index(min(loads))
         owners[name] = owner
@@ -125,6 +127,15 @@ def gather_objects(value: Any, world: World) -> list[Any]:
     return gathered
 
 
+def any_rank(decision: bool, world: World) -> bool:
+    """Whether any rank has decided so, on every rank."""
+    if world.size == 1:
+        return decision
+    value = torch.tensor(float(decision), device=world.device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value)
+
+
 def exchange_tensors(
     owned: Mapping[str, torch.Tensor], owners: Mapping[str, int], world: World
 ) -> dict[str, torch.Tensor]:
@@ -149,6 +160,14 @@ def exchange_tensors(
         if world.size > 1 and result[name].numel():
             dist.broadcast(result[name], src=owners[name])
     return result
+
+
+def share_tensors(tensors: Mapping[str, torch.Tensor], owners: Mapping[str, int], world: World) -> None:
+    """Gives every rank each owner's values, in place; all ranks have all tensors."""
+    if world.size == 1:
+        return
+    for name in sorted(tensors):
+        dist.broadcast(tensors[name].detach(), src=owners[name])
 
 
 def barrier(world: World) -> None:

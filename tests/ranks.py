@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.context
 import os
 import pickle
 import time
@@ -26,6 +27,8 @@ _PRELOADED = [
     "transformers.models.llama.modeling_llama",
     "transformers.models.llava.modeling_llava",
     "llava_cl.models.llava",
+    "llava_cl.pipeline.orchestrator",
+    "llava_cl.pipeline.stage",
     "llava_cl.training.adapters",
     "llava_cl.training.statistics",
     "llava_cl.training.trainer",
@@ -34,6 +37,13 @@ _PRELOADED = [
 
 class RankFailed(Exception):
     """A rank raised, died, or did not finish in time; the message holds its traceback."""
+
+
+def forkserver() -> multiprocessing.context.ForkServerContext:
+    """Starts processes that have imported everything already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
 
 
 def run_ranks(
@@ -54,8 +64,7 @@ def run_ranks(
     Raises:
         RankFailed: with the traceback of the first rank that failed; the other ranks are killed.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context = forkserver()
     payload = pickle.dumps((function, args))
     port = free_port()
     processes = []

@@ -15,13 +15,18 @@ from llava_cl.pipeline.stage import stage_runner
 
 
 class Silent:
-    """A watcher that only counts the stages."""
+    """A watcher that only keeps the stages and the notes."""
 
     def __init__(self) -> None:
         self.begun: list[int] = []
+        self.notes: list[str] = []
 
     def checking(self, what: str) -> None:
         """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Keeps it."""
+        self.notes.append(text)
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """Counts."""

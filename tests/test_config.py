@@ -240,7 +240,13 @@ def _identity(base: Path, *overrides: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "override",
-    ["data_root=/elsewhere", "model.path=/elsewhere", "distributed.ranks=4", "training.workers=3"],
+    [
+        "data_root=/elsewhere",
+        "model.path=/elsewhere",
+        "distributed.ranks=4",
+        "training.workers=3",
+        "measurement.sums=2.5",
+    ],
 )
 def test_identity_does_not_depend_on_places_and_speed(base: Path, override: str) -> None:
     assert _identity(base) == _identity(base, override)
@@ -255,6 +261,7 @@ def test_identity_does_not_depend_on_places_and_speed(base: Path, override: str)
         "training.learning_rate=0.1",
         "training.global_batch=16",
         "measurement.ratio=0.5",
+        "measurement.sketch=64",
         "evaluation.max_new_tokens=5",
         "model.dtype=float32",
     ],

@@ -6,7 +6,15 @@ from llava_cl.data.class_folders import ClassDataset, ClassRecord, collate_image
 from llava_cl.data.collate import collate_prompts, collate_train
 from llava_cl.data.conversation import IGNORE_INDEX, IMAGE_MARKER, encode_conversation, encode_prompt
 from llava_cl.data.dataset import PADDING_INDEX, ConversationDataset, QuestionDataset, UnusableSample
-from llava_cl.data.images import CLIP_MEAN, CLIP_STD, check_image, load_image, preprocess_image, resolve_image
+from llava_cl.data.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    check_image,
+    load_image,
+    load_thumbnail,
+    preprocess_image,
+    resolve_image,
+)
 from llava_cl.data.records import (
     CaptionReference,
     QuestionRecord,
@@ -53,6 +61,7 @@ __all__ = [
     "load_class_records",
     "load_image",
     "load_question_records",
+    "load_thumbnail",
     "load_train_records",
     "measurement_indices",
     "modality_lengths",

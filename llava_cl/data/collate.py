@@ -36,14 +36,37 @@ def collate_train(samples: Sequence[Sample], pad_id: int) -> dict[str, Tensor]:
 def collate_prompts(samples: Sequence[Sample], pad_id: int) -> dict[str, Tensor]:
     """Pad to the longest prompt, on the left, so that every prompt ends where generation begins.
 
+    Prompts about the same images begin alike, up to the end of the images. Where a batch holds such, what they begin
+    with is a batch of its own, so that a model reads it once.
+
     Args:
         samples: of `QuestionDataset`.
         pad_id: id to pad with.
 
     Returns:
-        As `collate_train`, without labels.
+        As `collate_train`, without labels. Where prompts share their start also `start_ids` and `start_mask`
+        `[starts, length]`, each start once, and `start_of` `[batch]`, which of them is each prompt's; `input_ids` and
+        `attention_mask` are then of what follows it, and `pixel_values` are the images of the starts.
     """
-    return _pad(samples, pad_id, on_the_left=True)
+    starts: dict[tuple[Any, ...], int] = {}
+    start_of = [
+        starts.setdefault((sample.get("images"), *sample["input_ids"][: sample.get("start", 0)]), len(starts))
+        for sample in samples
+    ]
+    if len(starts) == len(samples) or not all(sample.get("start") for sample in samples):
+        return _pad(samples, pad_id, on_the_left=True)
+    first = [samples[start_of.index(number)] for number in range(len(starts))]
+    shared = _pad(
+        [{**sample, "input_ids": sample["input_ids"][: sample["start"]]} for sample in first], pad_id, on_the_left=True
+    )
+    rest = [{"input_ids": sample["input_ids"][sample["start"] :], "index": sample["index"]} for sample in samples]
+    return {
+        **_pad(rest, pad_id, on_the_left=True),
+        "start_ids": shared["input_ids"],
+        "start_mask": shared["attention_mask"],
+        "start_of": torch.tensor(start_of),
+        "pixel_values": shared["pixel_values"],
+    }
 
 
 def _pad(samples: Sequence[Sample], pad_id: int, *, on_the_left: bool) -> dict[str, Tensor]:

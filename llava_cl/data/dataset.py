@@ -124,10 +124,11 @@ class ConversationDataset(Dataset[dict[str, Any]]):
 
 
 class QuestionDataset(Dataset[dict[str, Any]]):
-    """Prompts for generation: `input_ids`, `index`, and `pixel_values` unless the question has no image.
+    """Prompts for generation: `input_ids`, `index`, and unless the question has no image `pixel_values`.
 
-    All images of a question stand in front of its text. `PADDING_INDEX` gives the first prompt once more. Arguments as
-    for `ConversationDataset`.
+    With those come the paths, `images`, and `start`, how many ids there are up to the end of the images. All images of
+    a question stand in front of its text. `PADDING_INDEX` gives the first prompt once more. Arguments as for
+    `ConversationDataset`.
     """
 
     def __init__(
@@ -147,10 +148,28 @@ class QuestionDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.records)
 
+    def lengths(self) -> list[int]:
+        """The number of ids of every prompt."""
+        return [len(self._ids(record)) for record in self.records]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.records[0 if index == PADDING_INDEX else index]
-        ids = self._chat.prompt(record.text, images=len(record.images))
-        sample: dict[str, Any] = {"input_ids": ids, "index": index}
-        if record.images:
-            sample["pixel_values"] = self._pixels(record.images)
-        return sample
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The samples of a batch; images that several of them show are read once."""
+        pixels: dict[tuple[str, ...], Tensor] = {}
+        samples = []
+        for index in indices:
+            record = self.records[0 if index == PADDING_INDEX else index]
+            ids = self._ids(record)
+            sample: dict[str, Any] = {"input_ids": ids, "index": index}
+            if record.images:
+                if record.images not in pixels:
+                    pixels[record.images] = self._pixels(record.images)
+                end = len(ids) - ids[::-1].index(self._chat.image_token_id)
+                sample.update(pixel_values=pixels[record.images], images=record.images, start=end)
+            samples.append(sample)
+        return samples
+
+    def _ids(self, record: QuestionRecord) -> list[int]:
+        return self._chat.prompt(record.text, images=len(record.images))

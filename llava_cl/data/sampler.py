@@ -127,11 +127,20 @@ class GlobalBatchSampler(Sampler[list[int]]):
         """Micro-batches of this rank in one epoch."""
         return math.ceil(len(self._lengths) / self._global_batch) * self.accumulation_steps
 
-    def __iter__(self) -> Iterator[list[int]]:
-        state = np.random.SeedSequence((self._seed, self._epoch)).generate_state(1)[0]
+    def global_batches(self, epoch: int) -> list[list[int]]:
+        """The samples of each optimizer step of an epoch, of all ranks."""
+        state = np.random.SeedSequence((self._seed, epoch)).generate_state(1)[0]
         generator = torch.Generator().manual_seed(int(state))
         order = length_grouped_indices(self._lengths, self._micro_batch, self._groups, generator)
-        for batch in _chunks(order, self._global_batch):
+        return _chunks(order, self._global_batch)
+
+    def global_batch(self, step: int) -> list[int]:
+        """The samples of an optimizer step, counted from 1 over all epochs."""
+        epoch, number = divmod(step - 1, math.ceil(len(self._lengths) / self._global_batch))
+        return self.global_batches(epoch)[number]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.global_batches(self._epoch):
             micro_batches = _chunks(batch, self._micro_batch)
             micro_batches += [[-1]] * (self._groups - len(micro_batches))
             yield from micro_batches[self._rank :: self._world_size]

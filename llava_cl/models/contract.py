@@ -108,7 +108,7 @@ class LanguageFamily(ModelFamily, Protocol):
         """Qualified name of the module between vision and language, trained beside the adapters."""
 
     def generate(self, model: Any, batch: dict[str, torch.Tensor], max_new_tokens: int) -> torch.Tensor:
-        """Greedy continuation of a left-padded batch -> new token ids `[batch, new]`, right-padded."""
+        """Greedy continuation of a batch of `llava_cl.data.collate_prompts` -> new ids `[batch, new]`, right-padded."""
 
 
 class ClassifierFamily(ModelFamily, Protocol):

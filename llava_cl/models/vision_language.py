@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from llava_cl.config import ModelConfig
 from llava_cl.errors import InputError
 from llava_cl.models.contract import LinearTarget
+from llava_cl.models.generation import greedy
 from llava_cl.models.reading import complain, read_config, read_model
 from llava_cl.models.supervised import supervised
 
@@ -110,13 +111,5 @@ class VisionLanguageFamily:
         return self.projector
 
     def generate(self, model: Any, batch: dict[str, torch.Tensor], max_new_tokens: int) -> torch.Tensor:
-        """Greedy continuation `[batch, new]`."""
-        ids = batch["input_ids"]
-        output = model.generate(
-            **batch,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            use_cache=True,
-        )
-        return output[:, ids.shape[1] :]
+        """Greedy continuation `[batch, new]`; see `llava_cl.models.generation.greedy`."""
+        return greedy(model, batch, max_new_tokens)

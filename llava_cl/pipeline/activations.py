@@ -44,7 +44,7 @@ def task_size(config: RunConfig, samples: Samples, task: AnyTask) -> TaskSize:
         spec: Any = samples.family.image_spec()
         size = Size(spec.tokens + TEXT_TOKENS, ANSWER_TOKENS)
         return TaskSize(task.records.get("train"), size, size)
-    dataset, lengths, _ = samples.measured(task)
+    dataset, lengths, *_ = samples.measured(task)
     order = sorted(range(len(lengths)), key=lambda index: (abs(lengths[index]), index))
     labels = [dataset[order[place]]["labels"] for place in (-1, len(order) // 2)]
     sizes = [Size(len(each), sum(label != -100 for label in each)) for each in labels]

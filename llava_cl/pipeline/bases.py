@@ -20,8 +20,26 @@ def load_bases(run: RunDirectory, stage: int, names: Collection[str]) -> dict[st
     return {name: torch.cat(columns, dim=1) for name, columns in parts.items()}
 
 
+def energy_within(weight: torch.Tensor, basis: torch.Tensor) -> float:
+    """The share of a weight's energy (squared Frobenius norm) that is in protected directions, 0 to 1.
+
+    Args:
+        weight: `[out, in]`, any floating dtype.
+        basis: `[in, k]` fp32, orthonormal columns.
+    """
+    weight = weight.detach().float()
+    total = float(weight.square().sum(dtype=torch.float64))
+    inside = float((weight @ basis.to(weight.device)).square().sum(dtype=torch.float64))
+    return min(inside / total, 1.0) if total else 0.0
+
+
 def save_columns(
-    job: Job, stage: int, mine: Mapping[str, torch.Tensor], before: Mapping[str, int], owners: Mapping[str, int]
+    job: Job,
+    stage: int,
+    mine: Mapping[str, torch.Tensor],
+    before: Mapping[str, int],
+    energy: Mapping[str, float],
+    owners: Mapping[str, int],
 ) -> None:
     """Writes the columns that a stage added, collected from their owner ranks.
 
@@ -30,13 +48,20 @@ def save_columns(
         stage: the stage that added them.
         mine: layer -> new columns `[in, j]` of the layers that this rank owns.
         before: layer -> columns that the basis had before the stage, of the layers that this rank owns.
+        energy: layer -> share of the weight's energy in the basis, of the layers that this rank owns.
         owners: layer -> owner rank.
     """
     added = exchange_tensors(mine, owners, job.world)
     counts = {name: count for part in gather_objects(dict(before), job.world) for name, count in part.items()}
+    energies = {name: share for part in gather_objects(dict(energy), job.world) for name, share in part.items()}
     if job.world.is_main:
         sizes = {
-            name: {"columns": counts.get(name, 0) + columns.shape[1], "added": columns.shape[1], "of": columns.shape[0]}
+            name: {
+                "columns": counts.get(name, 0) + columns.shape[1],
+                "added": columns.shape[1],
+                "of": columns.shape[0],
+                "energy": energies[name],
+            }
             for name, columns in added.items()
         }
         save_tensors(job.stage(stage).subspace, added, {"layers": sizes})

@@ -73,7 +73,7 @@ class Conversations:
             max_length=self._config.training.max_length,
             **self._image_arguments,
         )
-        return TrainingData(dataset, modality_lengths(records))
+        return TrainingData(dataset, modality_lengths(records), [record.id for record in records])
 
     def measured(self, task: AnyTask) -> TrainingData:
         """The training samples; nothing about them is random."""
@@ -82,6 +82,14 @@ class Conversations:
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A right-padded training batch."""
         return collate_train(samples, self._tokenizer.pad_token_id)
+
+    def questions(self, task: TaskConfig, questions: Sequence[QuestionRecord]) -> QuestionDataset:
+        """Prompts of a task's questions, the task's suffix added to each."""
+        asked = [
+            replace(record, text=record.text + task.suffix_by_answer.get(record.answer, task.suffix))
+            for record in questions
+        ]
+        return QuestionDataset(asked, self._config.data_root / task.images, self.chat, **self._image_arguments)
 
     def answer(
         self,
@@ -94,20 +102,22 @@ class Conversations:
     ) -> list[str]:
         """Greedy answers, the task's suffix added to each question, special tokens skipped and ends stripped."""
         assert isinstance(task, TaskConfig)
-        asked = [
-            replace(record, text=record.text + task.suffix_by_answer.get(record.answer, task.suffix))
-            for record in questions
-        ]
-        dataset = QuestionDataset(asked, self._config.data_root / task.images, self.chat, **self._image_arguments)
+        dataset = self.questions(task, questions)
 
-        def generate(samples: list[dict[str, Any]]) -> list[str]:
-            prompts = collate_prompts(samples, self._tokenizer.pad_token_id)
-            inputs = {key: value.to(world.device) for key, value in prompts.items() if key != "index"}
+        def generate(batch: dict[str, torch.Tensor]) -> list[str]:
+            inputs = {key: value.to(world.device) for key, value in batch.items() if key != "index"}
             tokens = self.family.generate(model, inputs, self._config.evaluation.max_new_tokens)
             texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
             return [text.strip() for text in texts]
 
-        lengths = [len(record.text.split()) for record in questions]
         return predict(
-            generate, dataset, lengths, batch_size=self._config.evaluation.batch_size, world=world, progress=progress
+            generate,
+            dataset,
+            dataset.lengths(),
+            groups=[record.images for record in questions],
+            batch_size=self._config.evaluation.batch_size,
+            collate=lambda samples: collate_prompts(samples, self._tokenizer.pad_token_id),
+            workers=self._config.training.workers,
+            world=world,
+            progress=progress,
         )

@@ -116,7 +116,8 @@ class ImageClasses:
         assert isinstance(task, ClassTaskConfig) and task.train is not None
         root = self._config.data_root
         records = load_class_records(root / task.train, task.folders)
-        return TrainingData(ClassDataset(records, root, task.train, transform), [1] * len(records))
+        dataset = ClassDataset(records, root, task.train, transform)
+        return TrainingData(dataset, [1] * len(records), [record.id for record in records])
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch of pictures."""
@@ -141,8 +142,8 @@ class ImageClasses:
 
         score = self.family.scorer(model, tasks)
 
-        def classify(samples: list[dict[str, Any]]) -> list[str]:
-            pixels = collate_images(samples)["pixel_values"].to(world.device)
+        def classify(batch: dict[str, torch.Tensor]) -> list[str]:
+            pixels = batch["pixel_values"].to(world.device)
             return [names[best] for best in score(pixels).argmax(dim=1).tolist()]
 
         return predict(
@@ -150,6 +151,8 @@ class ImageClasses:
             dataset,
             [1] * len(questions),
             batch_size=config.evaluation.batch_size,
+            collate=collate_images,
+            workers=config.training.workers,
             world=world,
             progress=progress,
         )

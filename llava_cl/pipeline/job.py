@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import hashlib
 import resource
@@ -14,29 +15,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from llava_cl.config import RunConfig, validate_config
-from llava_cl.distributed import World, gather_objects, share_out
+from llava_cl.distributed import World, gather_objects, share_out, share_tensors
 from llava_cl.errors import InputError
 from llava_cl.methods import Methods
 from llava_cl.models import LinearTarget, ModelFamily
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
+from llava_cl.stopping import StopRequest
 from llava_cl.store import RunDirectory, StageDirectory, read_json
 from llava_cl.training.adapters import replay
+from llava_cl.training.trainer import deepspeed_config, zero_stage
+
+_CHANGED = -1
+"""In place of a number of stages: the weights are of none."""
 
 
 def recorded_config(run: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """The configuration that a run directory records.
 
     Raises:
-        InputError: the directory holds no run.
+        InputError: the directory holds no run, or its record is damaged.
     """
     manifest = run / "run.json"
     if not manifest.is_file():
         raise InputError(f"{run}: holds no run.json; give the directory of a run.")
-    return validate_config(read_json(manifest)["config"], str(manifest), overrides)
+    content = read_json(manifest, "config")["config"]
+    if not isinstance(content, dict):
+        raise InputError(f"{manifest}: field 'config': must be an object.")
+    return validate_config(content, str(manifest), overrides)
 
 
 @dataclass
@@ -47,7 +57,10 @@ class Job:
     run: RunDirectory
     world: World
     progress: ProgressWriter
+    stop: StopRequest = field(default_factory=StopRequest)
     seconds: dict[str, float] = field(default_factory=dict)
+    loads: int = 0
+    """How often the checkpoint was read, since `take_cost`."""
     trained: dict[str, int] = field(default_factory=dict)
     """Samples and tokens that were trained on."""
 
@@ -55,6 +68,10 @@ class Job:
         self.samples: Samples = samples_of(self.config)
         self.family: ModelFamily = self.samples.family
         self.methods = Methods(self.config.method)
+        self.deepspeed = deepspeed_config(self.config.distributed.deepspeed, self.world.device)
+        self._resident: PreTrainedModel | None = None
+        self._stages = _CHANGED
+        self._base: dict[str, torch.Tensor] | None = None
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -66,36 +83,99 @@ class Job:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin
 
     def take_cost(self) -> dict[str, Any]:
-        """Seconds of each part and what was trained since the last call, and a rank's peak memory so far in bytes."""
+        """Seconds, loads and what was trained since the last call, and a rank's peak memory so far in bytes."""
         if self.world.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.world.device)
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        cost = {"seconds": dict(self.seconds), "peak_memory_bytes": max(gather_objects(memory, self.world))}
+        peak = max(gather_objects(memory, self.world))
+        cost: dict[str, Any] = {"seconds": dict(self.seconds), "loads": self.loads, "peak_memory_bytes": peak}
         if self.trained:
             cost["trained"] = dict(self.trained)
         self.seconds.clear()
         self.trained.clear()
+        self.loads = 0
         return cost
 
     def decide(self, decision: bool) -> bool:
         """Rank 0's decision, on every rank; only rank 0 needs to look at the files."""
         return bool(gather_objects(decision, self.world)[0])
 
-    def load_model(self, stages: int, *, device: torch.device | None = None) -> PreTrainedModel:
-        """The model as it is after `stages` stages: the base and the stored adapters of stages 1..stages.
+    def load_model(self, stages: int) -> PreTrainedModel:
+        """The model as it is after `stages` stages, of its own: the base and the stored adapters of stages 1..stages.
 
         Raises:
             InputError: a checkpoint or adapter that is damaged or does not fit.
         """
+        model = self._read()
+        self._replay(model, stages)
+        return model
+
+    def model_after(self, stages: int, *, to_learn: bool = False) -> PreTrainedModel:
+        """The model after `stages` stages, on the weights that stay with the job: they must not be written to.
+
+        The checkpoint is read once. From one stage to a later one the adapted weights are put together again from those
+        of the base, of which each rank keeps the layers it owns in host memory where a task is `to_learn`, so that they
+        are the same as in a job that begins there.
+
+        Raises:
+            InputError: as `load_model`.
+        """
         with self.timed("load"):
             gc.collect()
-            model = self.family.load(device or self.world.device)
-            self.samples.prepare(model)
-            folders = [self.run.stage(number).adapter for number in range(1, stages + 1)]
-            if folders:
-                replay(model, folders)
+            if self._resident is None or (self._stages != stages and self._base is None):
+                self._resident = self._base = None
+                self._resident = self._read()
+                self._base = self._owned_weights(self._resident) if to_learn and not self._taken_apart else None
+                self._stages = 0
+            if self._stages != stages:
+                self._stages = _CHANGED
+                self._replay(self._resident, stages, self._base)
+                self._stages = stages
+            if not to_learn:
+                self._base = None
+        return _on_the_same_weights(self._resident)
+
+    def model_to_train(self, stages: int) -> PreTrainedModel:
+        """The model after `stages` stages, whose adapted weights may be written to.
+
+        ZeRO-3 takes its model apart when its engine starts, so it gets the job's own, in host memory until then, and
+        the next one is read again.
+        """
+        model = self.model_after(stages, to_learn=True)
+        self._stages = _CHANGED
+        if self._taken_apart:
+            self._resident = None
+            return model.to("cpu")  # type: ignore[arg-type]
         return model
+
+    @property
+    def _taken_apart(self) -> bool:
+        return zero_stage(self.deepspeed) == 3
+
+    def _read(self) -> PreTrainedModel:
+        """The base model, with what the stream's tasks need."""
+        self.loads += 1
+        model = self.family.load(self.world.device)
+        self.samples.prepare(model)
+        return model
+
+    def _owned_weights(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+        owners = self.owners(model)
+        return {
+            name: target.module.weight.detach().to("cpu", copy=True)
+            for name, target in self.targets(model).items()
+            if owners[name] == self.world.rank
+        }
+
+    def _replay(self, model: PreTrainedModel, stages: int, base: dict[str, torch.Tensor] | None = None) -> None:
+        """Gives a base model, or one whose base weights are `base`, the adapters; each rank does its layers' sums."""
+        if stages == 0:
+            return
+        owners, targets = self.owners(model), self.targets(model)
+        mine = {name for name in targets if owners[name] == self.world.rank} if self.world.size > 1 else None
+        replay(model, [self.run.stage(number).adapter for number in range(1, stages + 1)], base, mine)
+        share_tensors({name: target.module.weight for name, target in targets.items()}, owners, self.world)
 
     def targets(self, model: PreTrainedModel) -> dict[str, LinearTarget]:
         """The linears that the run adapts, by qualified name."""
@@ -116,10 +196,16 @@ class Job:
         text = f"{self.config.seed}/{stage}/{purpose}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
 
-    def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch on this rank's device."""
-        return {key: value.to(self.world.device) for key, value in batch.items()}
-
     def stage(self, number: int) -> StageDirectory:
         """The directory of a stage."""
         return self.run.stage(number)
+
+
+def _on_the_same_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A model whose modules, settings and parameter objects are its own, and whose weights are those of `model`.
+
+    What training does to a model, such as hooks, wrapped modules and settings, is gone with it.
+    """
+    shared: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, shared)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
-import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,19 +16,20 @@ from pathlib import Path
 
 import torch
 
-from llava_cl.errors import InputError, LlavaClError, RunError
-from llava_cl.store import read_json
+from llava_cl.config import DistributedConfig
+from llava_cl.errors import InputError
+from llava_cl.parsing import read_text, shown
+from llava_cl.pipeline.failures import failure
+from llava_cl.pipeline.progress import ProgressReader
+from llava_cl.stopping import Stopped, noting
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 20
+_END_SECONDS = 5
 _WORKER = "llava_cl.pipeline.worker"
 _PR_SET_PDEATHSIG = 1
 _RUN_PID = "LLAVA_CL_RUN_PID"
-_ROOT_CAUSE = re.compile(
-    r"^\s*rank\s*:\s*(?P<rank>\d+).*?^\s*exitcode\s*:\s*(?P<exitcode>-?\d+)", re.DOTALL | re.MULTILINE
-)
 
 
 def die_with_parent() -> None:
@@ -47,9 +49,9 @@ def progress_file(run: Path) -> Path:
     return run / "logs" / "progress.jsonl"
 
 
-def failure_file(run: Path, rank: int) -> Path:
-    """Where a rank says why it failed."""
-    return run / "logs" / f"failure-rank{rank}.json"
+def stop_file(run: Path) -> Path:
+    """Its existence asks the ranks of the running job to stop."""
+    return run / "logs" / "stop"
 
 
 def log_file(run: Path, stage: int) -> Path:
@@ -76,12 +78,30 @@ def ranks_per_node(configured: int | None, asked: int | None = None) -> int:
     return configured or gpus or 1
 
 
-def hosts(hostfile: Path | None) -> int:
-    """Number of nodes in a DeepSpeed hostfile (`host slots=n` lines, # comments); one without a file."""
+def hosts(hostfile: Path | None, run: Path) -> int:
+    """Number of nodes in a DeepSpeed hostfile (`host slots=n` lines, # comments); one without a file.
+
+    Args:
+        hostfile: the file.
+        run: the run directory.
+
+    Raises:
+        InputError: the file cannot be read, or on several nodes a path that DeepSpeed hands to their shells unquoted
+            has letters that a shell reads as more than a name.
+    """
     if hostfile is None:
         return 1
-    lines = (line.split("#")[0].strip() for line in hostfile.read_text(encoding="utf-8").splitlines())
-    return sum(1 for line in lines if line)
+    lines = (line.split("#")[0].strip() for line in read_text(hostfile).splitlines())
+    nodes = sum(1 for line in lines if line)
+    problems = [
+        f"{what} {shown(str(path))}: DeepSpeed's launcher passes it to the shell of every node, where only letters, "
+        "digits and @%+=:,./-_ are safe; use another path."
+        for what, path in (("--output", run), ("working directory", Path.cwd()), ("Python", sys.executable))
+        if shlex.quote(str(path)) != str(path)
+    ]
+    if nodes > 1 and problems:
+        raise InputError(*problems)
+    return nodes
 
 
 def command(run: Path, stage: int, *, ranks: int, hostfile: Path | None, tasks: Sequence[str] = ()) -> list[str]:
@@ -123,6 +143,7 @@ def run_job(
     *,
     ranks: int,
     hostfile: Path | None,
+    distributed: DistributedConfig,
     poll: Callable[[], None],
     tasks: Sequence[str] = (),
 ) -> None:
@@ -133,18 +154,19 @@ def run_job(
         stage: the stage.
         ranks: ranks on each node.
         hostfile: see `command`.
+        distributed: how long ranks wait for one another, and for how long they may go on when asked to stop.
         poll: called several times a second while the job runs.
         tasks: see `command`.
 
     Raises:
-        InputError, RunError: a rank failed; the message names the rank, its error, and the log file.
+        InputError, RunError: a rank failed; the message names the rank, the step, its error, and the log file.
+        Stopped: by a signal. The first one asks the ranks to stop, a second one ends them at once.
     """
     log = log_file(run, stage)
     log.parent.mkdir(parents=True, exist_ok=True)
-    for old in log.parent.glob("failure-rank*.json"):
-        old.unlink()
-    progress_file(run).unlink(missing_ok=True)
-    with log.open("ab") as stream:
+    for old in (*log.parent.glob("failure-rank*.json"), progress_file(run), stop_file(run)):
+        old.unlink(missing_ok=True)
+    with log.open("ab") as stream, noting() as signals:
         log_begin = stream.tell()
         process = subprocess.Popen(
             command(run, stage, ranks=ranks, hostfile=hostfile, tasks=tasks),
@@ -152,49 +174,49 @@ def run_job(
             stderr=subprocess.STDOUT,
             env=environment(ranks),
             preexec_fn=die_with_parent,
+            # Ctrl-C is for the command alone, which passes it on.
+            start_new_session=True,
         )
         try:
-            while process.poll() is None:
-                time.sleep(_POLL_SECONDS)
-                poll()
+            _wait(process, poll, signals, stop_file(run), distributed.grace_seconds)
         finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(_GRACE_SECONDS)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            _end(process)
     poll()
+    where = f"stage {stage}, {_step(run)}"
+    if signals or stop_file(run).exists():
+        raise Stopped(signals[0] if signals else signal.SIGTERM, f" in {where}")
     if process.returncode:
-        raise _failure(run, stage, process.returncode, log_begin)
+        raise failure(run, where, process.returncode, log, log_begin, distributed.timeout_minutes)
 
 
-def _failure(run: Path, stage: int, code: int, log_begin: int) -> LlavaClError:
-    """The first failure that explains itself, else the rank that a signal ended; the others are only the echo of it."""
-    log = log_file(run, stage)
-    reports = [read_json(file) for file in log.parent.glob("failure-rank*.json")]
-    first = min(reports, key=lambda report: (not report["explained"], report["time"]), default=None)
-    killed = _killed(log, log_begin)
-    if killed is not None and not (first and first["explained"]):
-        rank, name = killed
-        cause = "; the system does so where memory runs out" if name == "SIGKILL" else ""
-        return RunError(f"stage {stage}, rank {rank}: was ended by {name}{cause}. Details: {log}")
-    if first:
-        kind = InputError if first["exit_code"] == InputError.exit_code else RunError
-        return kind(f"stage {stage}, rank {first['rank']}: {first['message']}\nDetails: {log}")
-    return RunError(f"stage {stage}: the job ended with exit code {code} and no rank said why. Details: {log}")
+def _wait(
+    process: subprocess.Popen[bytes], poll: Callable[[], None], signals: list[int], stop: Path, grace: float
+) -> None:
+    """Waits for the end of a job; once there is a signal, no longer than the grace period."""
+    deadline = math.inf
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        poll()
+        if signals and deadline == math.inf:
+            stop.touch()
+            deadline = time.monotonic() + grace
 
 
-def _killed(log: Path, begin: int) -> tuple[int, str] | None:
-    """Rank and signal of the first failure that torchrun's summary at the end of the log tells, if it was a signal."""
-    with log.open("rb") as stream:
-        stream.seek(begin)
-        text = stream.read().decode(errors="replace")
-    summary = text.rpartition("Root Cause")[2] if "Root Cause" in text else ""
-    found = _ROOT_CAUSE.search(summary)
-    if found is None:
-        return None
-    number = -int(found["exitcode"])
-    names = {int(each): each.name for each in signal.Signals}
-    return (int(found["rank"]), names[number]) if number in names else None
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a job that is still running; its ranks go with it."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _step(run: Path) -> str:
+    """The step that rank 0 was in when it last said so, and how far it was."""
+    events = ProgressReader(progress_file(run)).new_events()
+    if not events:
+        return "start"
+    last = events[-1]
+    return f"{last.step} {last.done}/{last.total}" if last.total else last.step

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llava_cl.config import RunConfig
+from llava_cl import __version__
+from llava_cl.config import DistributedConfig, RunConfig
 from llava_cl.errors import InputError
 from llava_cl.methods import Methods
 from llava_cl.models import family
@@ -25,10 +26,12 @@ from llava_cl.pipeline.progress import Event, ProgressReader
 from llava_cl.pipeline.results import write_results
 from llava_cl.pipeline.scoring import answers_step, score_predictions
 from llava_cl.pipeline.task_data import fingerprint_data
+from llava_cl.stopping import Stopped, raising
 from llava_cl.store import RunDirectory, read_json, write_json
 from llava_cl.store.fingerprint import fingerprint_model
+from llava_cl.store.resume_points import resume_steps
 from llava_cl.store.run_directory import FORMAT
-from llava_cl.training.statistics import MEAN_INPUT
+from llava_cl.training.sums import MEAN_INPUT
 
 
 class Watcher(Protocol):
@@ -36,6 +39,9 @@ class Watcher(Protocol):
 
     def checking(self, what: str) -> None:
         """Something is being checked before the run."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know, and that stops nothing."""
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """A stage's job is about to start; `total` is the number of the last stage."""
@@ -49,12 +55,13 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Launch:
-    """Where a run goes and on how many ranks."""
+    """Where a run goes, on how many ranks, how far, and from which stage on it is to be done again."""
 
     output: Path
     ranks: int | None = None
     hostfile: Path | None = None
     until: int | None = None
+    redo: int | None = None
 
 
 RunStage = Callable[[RunDirectory, int], None]
@@ -83,6 +90,7 @@ def execute(
     Raises:
         InputError: something given is wrong, or the directory holds a different run.
         RunError: a job failed.
+        Stopped: SIGINT or SIGTERM came.
     """
     last = len(config.benchmark.tasks)
     until = last if launch.until is None else launch.until
@@ -90,9 +98,12 @@ def execute(
         raise InputError(f"--until {until}: the stages are 0 (the base model) to {last}.")
     ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
     run = RunDirectory(launch.output.resolve(), [task.name for task in config.benchmark.tasks])
-    check_setup(config, ranks * hosts(launch.hostfile))
-    with run.locked():
+    check_setup(config, ranks * hosts(launch.hostfile, launch.output))
+    with raising(), run.locked():
         _open_run(config, run, ranks, watcher)
+        if launch.redo is not None:
+            aside = run.set_aside(launch.redo)
+            watcher.note(f"set aside, to be done again: {', '.join(map(str, aside))}")
         metrics: dict[str, Any] | None = None
         for stage in range(until + 1):
             if run.stage(stage).committed:
@@ -102,7 +113,7 @@ def execute(
             if run_stage is not None:
                 run_stage(run, stage)
             else:
-                _run_job(run, stage, launch, ranks, watcher)
+                _run_job(run, stage, launch, ranks, watcher, config.distributed)
             metrics = write_results(config, run)
             after_stage(run)
             watcher.stage_ends(stage, metrics)
@@ -131,6 +142,7 @@ def evaluate(
     Raises:
         InputError: something given is wrong, a stage is not trained, or the directory holds a different run.
         RunError: a job failed.
+        Stopped: SIGINT or SIGTERM came.
     """
     tasks = [own for own in config.benchmark.evaluated if task in (None, own.name)]
     if not tasks:
@@ -138,9 +150,9 @@ def evaluate(
         raise InputError(f"--task {task}: {config.benchmark.name} has {names}.")
     ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
     run = RunDirectory(launch.output.resolve(), [own.name for own in config.benchmark.tasks])
-    check_setup(config, ranks * hosts(launch.hostfile))
+    check_setup(config, ranks * hosts(launch.hostfile, launch.output))
     results = {}
-    with run.locked():
+    with raising(), run.locked():
         _open_run(config, run, ranks, watcher)
         trained = run.trained_up_to()
         chosen = range(trained + 1) if stages is None else stages
@@ -152,13 +164,20 @@ def evaluate(
             todo = [own.name for own in there if not directory.step_done(answers_step(own.name))]
             if todo:
                 watcher.stage_begins(stage, directory.task, max(chosen))
-                _run_job(run, stage, launch, ranks, watcher, tasks=todo)
+                _run_job(run, stage, launch, ranks, watcher, config.distributed, tasks=todo)
             results[stage] = {own.name: score_predictions(config, directory, own) for own in there}
     return results
 
 
 def _run_job(
-    run: RunDirectory, stage: int, launch: Launch, ranks: int, watcher: Watcher, *, tasks: Sequence[str] = ()
+    run: RunDirectory,
+    stage: int,
+    launch: Launch,
+    ranks: int,
+    watcher: Watcher,
+    distributed: DistributedConfig,
+    *,
+    tasks: Sequence[str] = (),
 ) -> None:
     """Runs a stage's job, or the evaluation of `tasks` alone, and passes its progress on to the watcher."""
     reader = ProgressReader(progress_file(run.path))
@@ -167,7 +186,12 @@ def _run_job(
         for event in reader.new_events():
             watcher.event(event)
 
-    run_job(run.path, stage, ranks=ranks, hostfile=launch.hostfile, poll=poll, tasks=tasks)
+    try:
+        run_job(run.path, stage, ranks=ranks, hostfile=launch.hostfile, distributed=distributed, poll=poll, tasks=tasks)
+    except Stopped as stopped:
+        steps = resume_steps(run.stage(stage).checkpoints)
+        kept = f"; kept: every complete step{f', and training up to step {steps[-1]}' if steps else ''}"
+        raise Stopped(stopped.number, stopped.place + kept) from None
 
 
 def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher) -> None:
@@ -189,6 +213,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
                 "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "config": config.model_dump(mode="json"),
                 "identity": _identity(config),
+                "version": __version__,
                 "environment": versions(),
                 "benchmark": config.benchmark.name,
                 "method": config.method.name,
@@ -201,16 +226,24 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
         )
         return
     now = {"identity": _identity(config), "base": fingerprints["base"]["sha256"], "data": fingerprints["data"]}
+    now["llava_cl"] = __version__
     # The recorded configuration is read again, so that options that came since have their defaults.
     recorded = _identity(recorded_config(run.path))
     then = {"identity": recorded, "base": before["base"]["sha256"], "data": before["data"]}
+    then["llava_cl"] = before.get("version", __version__)
     if now != then:
         raise InputError(
             f"{run.path}: holds another run. What differs (- there, + now):\n{_difference(then, now)}\n"
             "Give another --output, or run it as it was."
         )
+    environment = versions()
+    if environment != before["environment"]:
+        # An update for safety's sake must not end a run of days.
+        difference = _difference(before["environment"], environment)
+        watcher.note(f"the run goes on with other packages, so its last bits may differ (- then, + now):\n{difference}")
     # Places may have changed, and the jobs read the configuration from here.
-    write_json(run.manifest, {**before, **fingerprints, "config": config.model_dump(mode="json"), "ranks": ranks})
+    content = {**before, **fingerprints, "config": config.model_dump(mode="json"), "ranks": ranks}
+    write_json(run.manifest, {**content, "environment": environment})
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from llava_cl.distributed import World, gather_objects
 from llava_cl.methods import Methods
 from llava_cl.pipeline.activations import Size, Step, batch_size, task_size, try_batch
 from llava_cl.pipeline.duration import predict_seconds
+from llava_cl.pipeline.measuring import TIMES, sums_to_measure
 from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
+from llava_cl.training.sums import device_bytes
 from llava_cl.training.trainer import deepspeed_config, zero_stage
 
 _SPARE = 1.1
@@ -35,6 +37,7 @@ class Shapes:
         frozen, adapters, beside: elements of adapters that stay as they are, of those that are trained, and of the
             module that is trained beside them.
         cache: bytes of a token's keys and values; 0 for a model that does not generate.
+        sums: bytes of the fp32 sums that a device holds while statistics are measured.
     """
 
     width: int
@@ -45,13 +48,15 @@ class Shapes:
     adapters: int
     beside: int
     cache: int
+    sums: int
 
     @classmethod
     def of(cls, config: RunConfig, samples: Samples) -> Shapes:
         """Those of a run; of its model only `config.json` and the tokenizer are read."""
         skeleton: Any = samples.family.skeleton()
         samples.prepare(skeleton)
-        targets = chosen_targets(config, samples.family, skeleton).values()
+        named = chosen_targets(config, samples.family, skeleton)
+        targets = named.values()
         width = torch.empty((), dtype=getattr(torch, config.model.dtype)).element_size()
         a, b = (
             config.lora.rank * sum(sizes)
@@ -60,6 +65,9 @@ class Shapes:
                 (target.module.out_features for target in targets),
             )
         )
+        place = config.measurement.sums
+        if place == "host" and not torch.cuda.is_available():
+            place = "device"  # it is the same memory
         train_a = Methods(config.method).train_a
         beside = samples.beside(1)
         cache = 0
@@ -76,6 +84,7 @@ class Shapes:
             adapters=a + b if train_a else b,
             beside=sum(p.numel() for p in skeleton.get_submodule(beside.name).parameters()) if beside else 0,
             cache=cache,
+            sums=max(device_bytes(sums_to_measure(config, named, when), place) for when in TIMES),
         )
 
     def moments(self) -> int:
@@ -86,13 +95,6 @@ class Shapes:
 def _wanted(config: RunConfig) -> frozenset[str]:
     methods = Methods(config.method)
     return methods.wanted("before") | methods.wanted("after")
-
-
-def sums_bytes(config: RunConfig, shapes: Shapes) -> int:
-    """fp32 sums that every rank holds while it measures."""
-    wanted = _wanted(config)
-    gradients = sum(4 * rows * columns for rows, columns in shapes.targets) if "gradient" in wanted else 0
-    return gradients + (shapes.moments() if {"second_moment", "past_moment"} & wanted else 0)
 
 
 def training_bytes(config: RunConfig, shapes: Shapes, ranks: int, device: torch.device) -> dict[str, int]:
@@ -117,7 +119,7 @@ def least_memory(config: RunConfig, ranks: int) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shapes = Shapes.of(config, samples_of(config))
     trained = sum(training_bytes(config, shapes, ranks, device).values())
-    return shapes.weights + max(sums_bytes(config, shapes), trained)
+    return shapes.weights + max(shapes.sums, trained)
 
 
 def predict_memory(
@@ -140,7 +142,7 @@ def predict_memory(
     weights = {"weights": shapes.weights}
     shards = ranks if zero_stage(deepspeed_config(config.distributed.deepspeed, device)) == 3 else 1
     held: dict[Step, dict[str, int]] = {
-        "measure": {**weights, "sums": sums_bytes(config, shapes)},
+        "measure": {**weights, "sums": shapes.sums},
         "train": {"weights": shapes.weights // shards, **training_bytes(config, shapes, ranks, device)},
         "evaluate": dict(weights),
     }

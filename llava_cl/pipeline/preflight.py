@@ -13,12 +13,12 @@ from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.scorers import SCORERS
 from llava_cl.methods import Methods
 from llava_cl.pipeline.doctor import check_flash_attention
+from llava_cl.pipeline.measuring import TIMES, sums_to_measure
 from llava_cl.pipeline.planning import Shapes, least_memory, predict_disk
 from llava_cl.pipeline.samples import chosen_targets, samples_of
 from llava_cl.pipeline.scoring import task_scorer
 from llava_cl.pipeline.task_data import data_files, evaluation_files, image_folders
-from llava_cl.store import read_json
-from llava_cl.training.trainer import zero_stage
+from llava_cl.training.trainer import deepspeed_config, zero_stage
 
 
 def check_plan(config: RunConfig, ranks: int) -> None:
@@ -28,6 +28,12 @@ def check_plan(config: RunConfig, ranks: int) -> None:
         InputError: everything that is wrong, at once.
     """
     problems = list(problems_of(lambda: _check_method(config), lambda: config.training.micro_batch_for(ranks)))
+    columns, rank = config.measurement.sketch, config.lora.rank
+    if columns is not None and columns < rank:
+        problems.append(
+            f"measurement.sketch: a sketch of {columns} columns does not hold the {rank} directions of lora.rank; give "
+            f"it {4 * rank}, or null for none."
+        )
     if config.model.dtype == "auto":
         problems.append("model.dtype: a run computes in float32 or bfloat16; 'auto' is for exports.")
     if config.model.dtype == "bfloat16" and config.distributed.deepspeed is None:
@@ -126,12 +132,19 @@ def _check_model(config: RunConfig) -> None:
     strange = sorted(set(config.method.parts) - {target.part for target in targets.values()})
     if strange:
         raise InputError(f"method.parts: {', '.join(strange)} is no part of a model of family '{config.model.family}'.")
+    place = config.measurement.sums
+    planned = [item for when in TIMES for item in sums_to_measure(config, targets, when)]
+    largest = max(planned, key=lambda item: item.bytes, default=None)
+    if isinstance(place, float) and largest is not None and largest.bytes > place * 1e9:
+        raise InputError(
+            f"measurement.sums: {place:g} GB do not hold the {largest.kind} of {largest.name}, which takes "
+            f"{largest.bytes / 1e9:.3g} GB; give as much at least, or 'host'."
+        )
 
 
 def _check_method(config: RunConfig) -> None:
-    deepspeed = config.distributed.deepspeed
-    penalises = Methods(config.method).penalises
-    if penalises and deepspeed is not None and zero_stage(read_json(deepspeed)) == 3:
+    deepspeed = deepspeed_config(config.distributed.deepspeed, torch.device("cpu"))
+    if Methods(config.method).penalises and zero_stage(deepspeed) == 3:
         raise InputError(
             f"distributed.deepspeed: {config.method.name} adds a penalty on LoRA A to the loss, which ZeRO-3 takes "
             "apart; use ZeRO-1 or 2."

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from typing import Any
 
 from llava_cl.config import RunConfig
 from llava_cl.evaluation.metrics import class_incremental, summarize
 from llava_cl.store import RunDirectory, StageDirectory, load_tensors_metadata, read_json, write_json, write_text
+
+Scores = dict[str, dict[str, Any]]
+"""Of a stage, by task."""
 
 
 def write_results(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
@@ -17,25 +21,23 @@ def write_results(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     probes = [task.name for task in config.benchmark.probes]
     base = run.stage(0)
     done = [stage for stage in run.stages() if stage.committed]
-    matrix = [_row(stage, tasks, "score") for stage in done]
-    strict = [_row(stage, tasks, "strict_score") for stage in done]
-    evaluated_base = base.committed and base.scores.is_file()
+    committed = [base, *done] if base.committed else done
+    scores = {stage.stage: _scores(stage) for stage in committed if stage.scores.is_file()}
+    matrix = [_row(scores[stage.stage], tasks, "score") for stage in done]
+    strict = [_row(scores[stage.stage], tasks, "strict_score") for stage in done]
     metrics = {
         "format": 1,
         "tasks": tasks,
         "matrix": matrix,
         "strict_matrix": strict if any(value is not None for row in strict for value in row) else None,
-        "base_row": _row(base, tasks, "score") if evaluated_base else None,
+        "base_row": _row(scores[0], tasks, "score") if 0 in scores else None,
         "probes": {
             "names": probes,
-            "rows": [
-                _row(stage, probes, "score") if stage.scores.is_file() else [None] * len(probes)
-                for stage in ([base] if base.committed else []) + done
-            ],
+            "rows": [_row(scores.get(stage.stage, {}), probes, "score") for stage in committed],
         },
-        "majority": _majority([base, *done]),
-        "summary": _summary(config, done, matrix) if done else None,
-        "stages": [_stage_facts(stage) for stage in ([base] if base.committed else []) + done],
+        "majority": _majority(scores.values()),
+        "summary": _summary(config, scores[done[-1].stage], done, matrix) if done else None,
+        "stages": [_stage_facts(stage) for stage in committed],
     }
     write_json(run.metrics, metrics)
     write_text(run.matrix, _csv(tasks, [stage.task for stage in done], matrix))
@@ -43,28 +45,28 @@ def write_results(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
 
 def _summary(
-    config: RunConfig, done: list[StageDirectory], matrix: list[list[float | None]]
+    config: RunConfig, scores: Scores, done: list[StageDirectory], matrix: list[list[float | None]]
 ) -> dict[str, float | None]:
     square = [row[: len(done)] for row in matrix]
     summary = summarize(square)
     if config.benchmark.evaluate == "seen":
-        scores = read_json(done[-1].scores)["scores"]
         classes = class_incremental(square, [scores[stage.task]["items"] for stage in done])
         summary |= {"LastAll": classes.last, "AAA": classes.average}
     return summary
 
 
-def _row(stage: StageDirectory, tasks: list[str], key: str) -> list[float | None]:
-    scores = read_json(stage.scores)["scores"]
+def _scores(stage: StageDirectory) -> Scores:
+    """Without the credits of every question, which are most of the file."""
+    scores = read_json(stage.scores, "scores")["scores"]
+    return {task: {key: value for key, value in own.items() if key != "credits"} for task, own in scores.items()}
+
+
+def _row(scores: Scores, tasks: list[str], key: str) -> list[float | None]:
     return [scores[task][key] if task in scores else None for task in tasks]
 
 
-def _majority(stages: list[StageDirectory]) -> dict[str, float | None]:
-    shares: dict[str, float | None] = {}
-    for stage in stages:
-        if stage.scores.is_file():
-            shares |= {task: score["majority"] for task, score in read_json(stage.scores)["scores"].items()}
-    return shares
+def _majority(stages: Iterable[Scores]) -> dict[str, float | None]:
+    return {task: score["majority"] for scores in stages for task, score in scores.items()}
 
 
 def _stage_facts(stage: StageDirectory) -> dict[str, Any]:

@@ -26,11 +26,13 @@ class TrainingData(NamedTuple):
     Attributes:
         dataset: samples by index; -1 is one without labels that only fills up a batch.
         lengths: length of each sample (see `llava_cl.data.GlobalBatchSampler`).
+        ids: the samples' ids, to name them.
         set_epoch: tells the samples the epoch that begins.
     """
 
     dataset: Dataset[dict[str, Any]]
     lengths: list[int]
+    ids: Sequence[int | str]
     set_epoch: Callable[[int], None] = _no_epochs
 
 

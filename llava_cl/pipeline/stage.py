@@ -50,6 +50,8 @@ def run_stage(job: Job, stage: int) -> None:
             if name == "train":
                 shutil.rmtree(directory.checkpoints, ignore_errors=True)
         barrier(job.world)
+        # A request that came after the last step of training.
+        job.stop.release()
     if job.world.is_main:
         facts = directory.step_facts()
         seconds: dict[str, float] = {}
@@ -57,7 +59,8 @@ def run_stage(job: Job, stage: int) -> None:
             for part, value in fact["seconds"].items():
                 seconds[part] = round(seconds.get(part, 0.0) + value, 3)
         memory = max(fact["peak_memory_bytes"] for fact in facts)
-        timings: dict[str, Any] = {"seconds": seconds, "peak_memory_bytes": memory}
+        loads = sum(fact["loads"] for fact in facts)
+        timings: dict[str, Any] = {"seconds": seconds, "peak_memory_bytes": memory, "loads": loads}
         for fact in facts:
             if "trained" in fact:
                 rates = {f"{what}_per_second": n / fact["seconds"]["train"] for what, n in fact["trained"].items()}

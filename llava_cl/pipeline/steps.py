@@ -1,13 +1,12 @@
 """The steps of a stage. Each reads complete files of the run directory and writes its own, or nothing.
 
-A step loads the model it needs from the base checkpoint and the stored adapters, so that a resumed run and
-an undisturbed one compute the same bytes.
+The model that a step needs is that of the base checkpoint and the stored adapters, whatever was done before it, so
+that a resumed run and an undisturbed one compute the same bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,22 +16,20 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from llava_cl.config import AnyTask
-from llava_cl.data import measurement_indices
-from llava_cl.distributed import exchange_tensors, full_precision_matmul, local_share
+from llava_cl.distributed import exchange_tensors, full_precision_matmul
 from llava_cl.errors import RunError
 from llava_cl.methods import LayerStatistics, LoraFactors
 from llava_cl.models import LinearTarget
-from llava_cl.pipeline.bases import load_bases, load_moments, save_columns, update_moments
+from llava_cl.pipeline.bases import energy_within, load_bases, load_moments, save_columns, update_moments
 from llava_cl.pipeline.job import Job
+from llava_cl.pipeline.measuring import measure_task
 from llava_cl.pipeline.planning import recomputes
 from llava_cl.pipeline.scoring import answers_step, predictions_file, score_stage
 from llava_cl.pipeline.task_data import read_questions
 from llava_cl.store import load_tensors, save_tensors, write_jsonl
 from llava_cl.training.adapters import attach, collect, install, load_factors, save_adapter, trained_a
-from llava_cl.training.statistics import GRADIENT, MEAN_INPUT, SECOND_MOMENT, Statistics, measure, without_index
-from llava_cl.training.trainer import TrainingPlan, deepspeed_config, train, zero_stage
-
-logger = logging.getLogger(__name__)
+from llava_cl.training.statistics import Statistics, without_index
+from llava_cl.training.trainer import TrainingPlan, train
 
 _START = "start:"
 """Stands before the names of parameters in the file of initial factors."""
@@ -41,9 +38,10 @@ _START = "start:"
 def protect_base(job: Job, stage: int) -> list[Path]:
     """Stage 0: the basis of what the pretrained weights themselves use."""
     report = job.progress.step(stage, "protect")
-    model = job.load_model(0)
+    model = job.model_after(0)
     owners = job.owners(model)
     mine: dict[str, torch.Tensor] = {}
+    energy: dict[str, float] = {}
     with job.timed("protect"), full_precision_matmul():
         owned = _owned(job, model, owners)
         for done, (name, target) in enumerate(owned.items(), start=1):
@@ -51,26 +49,27 @@ def protect_base(job: Job, stage: int) -> list[Path]:
                 basis = job.methods.of(target.part).initial_basis(target.module.weight.detach().float())
             if basis is not None:
                 mine[name] = basis
+                energy[name] = energy_within(target.module.weight, basis)
             report(done, len(owned))
-        save_columns(job, stage, mine, {}, owners)
+        save_columns(job, stage, mine, {}, energy, owners)
     return [job.stage(stage).subspace]
 
 
 def initialise(job: Job, stage: int) -> list[Path]:
     """Measures what the method asks for on the model before the task, and starts the LoRA factors from it."""
-    model = job.load_model(stage - 1)
+    model = job.model_after(stage - 1, to_learn=True)
     job.samples.choose(model, stage)
     start = job.samples.start(model, stage, torch.Generator().manual_seed(job.seed(stage, "head")), job.world)
     install(model, start)
     targets, owners = job.targets(model), job.owners(model)
-    measured = _measure(job, model, stage, "measure", job.methods.wanted("before"), owners)
+    measured = measure_task(job, model, stage, "before", owners)
     report = job.progress.step(stage, "initialise")
     a: dict[str, torch.Tensor] = {}
     b: dict[str, torch.Tensor] = {}
     with job.timed("initialise"), full_precision_matmul():
         owned = _owned(job, model, owners)
         bases = load_bases(job.run, stage - 1, owned)
-        known = _Known(measured, stage - 1)
+        known = _Known(measured, stage - 1, job.world.device)
         if stage > 1 and "past_moment" in job.methods.wanted("before"):
             known.past_moments = load_moments(job.run, stage - 1, {target.source for target in owned.values()})[0]
         if stage > 1 and "adapter" in job.methods.wanted("before"):
@@ -107,9 +106,7 @@ def learn(job: Job, stage: int) -> list[Path]:
     """Trains the adapters (and the projector) on the task and stores them."""
     config, directory = job.config, job.stage(stage)
     report = job.progress.step(stage, "train")
-    deepspeed = deepspeed_config(config.distributed.deepspeed, job.world.device)
-    # ZeRO-3 takes the model apart itself when its engine starts; until then it is better held in host memory.
-    model = job.load_model(stage - 1, device=torch.device("cpu") if zero_stage(deepspeed) == 3 else None)
+    model = job.model_to_train(stage - 1)
     job.samples.choose(model, stage)
     stored = load_tensors(directory.initial_factors)[0]
     install(model, {name.removeprefix(_START): value for name, value in stored.items() if name.startswith(_START)})
@@ -123,9 +120,9 @@ def learn(job: Job, stage: int) -> list[Path]:
         config.lora,
         train_a=job.methods.train_a,
         projector=projector,
-        fp32_adapters=deepspeed is None,
+        fp32_adapters=job.deepspeed is None,
     )
-    dataset, lengths, set_epoch = job.samples.training(config.task(stage), job.seed(stage, "augment"))
+    dataset, lengths, ids, set_epoch = job.samples.training(config.task(stage), job.seed(stage, "augment"))
     with job.timed("train"):
         trained = train(
             adapted,
@@ -140,12 +137,14 @@ def learn(job: Job, stage: int) -> list[Path]:
                 beside.learning_rate if beside else None,
                 recompute=recomputes(config, job.samples, config.task(stage), job.world),
             ),
-            deepspeed=deepspeed,
+            deepspeed=job.deepspeed,
             world=job.world,
             folder=directory.checkpoints,
             set_epoch=set_epoch,
             penalty=_penalty(job, stage, adapted, parts),
             progress=report,
+            stop=job.stop,
+            ids=ids,
         )
     job.trained = {"samples": trained.samples, "tokens": trained.tokens}
     tensors = collect(adapted, factors, projector, train_a=job.methods.train_a)
@@ -172,17 +171,18 @@ def _penalty(job: Job, stage: int, adapted: PeftModel, parts: Mapping[str, str])
 
 def protect(job: Job, stage: int) -> list[Path]:
     """Measures the merged model and grows the basis by what the task uses."""
-    model = job.load_model(stage)
+    model = job.model_after(stage)
     owners = job.owners(model)
-    measured = _measure(job, model, stage, "remeasure", job.methods.wanted("after"), owners)
+    measured = measure_task(job, model, stage, "after", owners)
     report = job.progress.step(stage, "protect")
     mine: dict[str, torch.Tensor] = {}
+    energy: dict[str, float] = {}
     files = [job.stage(stage).subspace]
     with job.timed("protect"), full_precision_matmul():
         owned = _owned(job, model, owners)
         bases = load_bases(job.run, stage - 1, owned)
         before = {name: basis.shape[1] for name, basis in bases.items()}
-        known = _Known(measured, stage)
+        known = _Known(measured, stage, job.world.device)
         if "past_moment" in job.methods.wanted("after"):
             known.past_moments = update_moments(job, stage, measured.second_moments, measured.tokens, owners)
             files.append(job.stage(stage).moments)
@@ -195,8 +195,9 @@ def protect(job: Job, stage: int) -> list[Path]:
                 )
             if basis is not None:
                 mine[name] = basis[:, before.get(name, 0) :]
+                energy[name] = energy_within(target.module.weight, basis)
             report(done, len(owned))
-        save_columns(job, stage, mine, before, owners)
+        save_columns(job, stage, mine, before, energy, owners)
     return files
 
 
@@ -214,7 +215,7 @@ def answer(job: Job, stage: int, tasks: Sequence[AnyTask]) -> list[Path]:
         if job.decide(job.world.is_main and directory.step_done(answers_step(task.name))):
             continue
         if model is None:
-            model = job.load_model(stage)
+            model = job.model_after(stage)
         questions = read_questions(job.config, task)
         report = job.progress.step(stage, f"evaluate {task.name}")
         with job.timed("evaluate"):
@@ -258,60 +259,25 @@ class _Known:
 
     measured: Statistics
     tasks: int
+    device: torch.device
     past_moments: dict[str, torch.Tensor] = field(default_factory=dict)
     adapters: dict[str, LoraFactors] = field(default_factory=dict)
 
     def layer(self, name: str, source: str) -> LayerStatistics:
         return LayerStatistics(
             tasks=self.tasks,
-            gradient=self.measured.gradients.get(name),
-            second_moment=self.measured.second_moments.get(source),
-            past_moment=self.past_moments.get(source),
-            mean_input=self.measured.mean_inputs.get(source),
+            gradient=self._here(self.measured.gradient(name)),
+            second_moment=self._here(self.measured.second_moments.get(source)),
+            past_moment=self._here(self.past_moments.get(source)),
+            mean_input=self._here(self.measured.mean_inputs.get(source)),
             adapter=self.adapters.get(name),
         )
+
+    def _here(self, statistic: torch.Tensor | None) -> torch.Tensor | None:
+        """On this rank's device, where the layer's turn has come."""
+        return None if statistic is None else statistic.to(self.device)
 
 
 def _owned(job: Job, model: PreTrainedModel, owners: dict[str, int]) -> dict[str, LinearTarget]:
     targets = job.targets(model)
     return {name: target for name, target in targets.items() if owners[name] == job.world.rank}
-
-
-def _measure(
-    job: Job, model: PreTrainedModel, stage: int, part: str, wanted: frozenset[str], owners: dict[str, int]
-) -> Statistics:
-    """Measures over the evenly spaced share of the task's samples that the configuration states.
-
-    Of what is wanted, that which comes from samples; a running moment needs the task's own at the end of a stage.
-    """
-    wanted = wanted | ({SECOND_MOMENT} if part == "remeasure" and "past_moment" in wanted else set())
-    wanted &= {GRADIENT, SECOND_MOMENT, MEAN_INPUT}
-    if not wanted:
-        return Statistics()
-    task = job.config.task(stage)
-    job.samples.choose(model, stage)
-    dataset, lengths, _ = job.samples.measured(task)
-    indices = measurement_indices(len(lengths), job.config.measurement.ratio)
-    indices = sorted(indices, key=lambda index: (abs(lengths[index]), index))
-    size = job.config.measurement.batch_size
-    batches = local_share([indices[start : start + size] for start in range(0, len(indices), size)], job.world)
-    if job.config.training.gradient_checkpointing is True:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
-    report = job.progress.step(stage, part)
-    total = sum(len(batch) for batch in batches)
-    with job.timed(part):
-        statistics = measure(
-            model,
-            (job.to_device(job.samples.collate([dataset[index] for index in batch])) for batch in batches),
-            job.targets(model),
-            wanted=wanted,
-            owners=owners,
-            world=job.world,
-            entries=job.family.entries(model),
-            token_mask=job.family.token_mask,
-            progress=lambda done: report(done, total),
-        )
-    if statistics.skipped:
-        logger.warning("%s: %d samples without a supervised token were left out", task.name, statistics.skipped)
-    return statistics

@@ -58,6 +58,14 @@ def evaluation_folder(task: ClassTaskConfig, evaluation: EvaluationConfig) -> st
     return task.validation if evaluation.split == "validation" and task.validation is not None else task.test
 
 
+def picture_places(config: RunConfig, task: AnyTask, question: QuestionRecord) -> list[tuple[str, Path]]:
+    """The pictures of an evaluated question, each as a path and the folder that it must not leave."""
+    if isinstance(task, TaskConfig):
+        return [(image, config.data_root / task.images) for image in question.images]
+    folder = evaluation_folder(task, config.evaluation)
+    return [(f"{folder}/{image}", config.data_root) for image in question.images]
+
+
 def evaluation_files(task: TaskConfig, evaluation: EvaluationConfig) -> tuple[str, str | None]:
     """Question and reference file of the split that is evaluated; a task without validation has its test split."""
     if evaluation.split == "validation" and task.validation is not None:

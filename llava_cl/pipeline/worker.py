@@ -8,18 +8,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 import traceback
 from pathlib import Path
 
 from llava_cl.distributed import init_world, shutdown
-from llava_cl.errors import LlavaClError
 from llava_cl.logging import setup_logging
+from llava_cl.pipeline.failures import report_end, report_failure
 from llava_cl.pipeline.job import Job, recorded_config
-from llava_cl.pipeline.launch import die_with_parent, failure_file, progress_file
+from llava_cl.pipeline.launch import die_with_parent, progress_file, stop_file
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.stage import answer_questions, run_stage
-from llava_cl.store import RunDirectory, write_json
+from llava_cl.stopping import Stopped, StopRequest
+from llava_cl.store import RunDirectory
 
 
 def main(arguments: list[str]) -> None:
@@ -28,28 +28,24 @@ def main(arguments: list[str]) -> None:
     path, stage, tasks = Path(arguments[0]), int(arguments[1]), arguments[2:]
     rank = int(os.environ.get("RANK", "0"))
     setup_logging(rank=rank)
+    stop = StopRequest()
+    stop.listen(stop_file(path), before_end=lambda: report_end(path, rank))
     try:
         config = recorded_config(path)
         distributed = config.distributed
         world = init_world(use_deepspeed=distributed.deepspeed is not None, timeout_minutes=distributed.timeout_minutes)
         run = RunDirectory(path, [task.name for task in config.benchmark.tasks])
-        job = Job(config, run, world, ProgressWriter(progress_file(path) if world.is_main else None))
+        job = Job(config, run, world, ProgressWriter(progress_file(path) if world.is_main else None), stop)
         if tasks:
             answer_questions(job, stage, tasks)
         else:
             run_stage(job, stage)
+    except Stopped as stopped:
+        logging.getLogger(__name__).warning("%s", stopped)
     except Exception as error:  # noqa: BLE001 - whatever ends a rank is told to the user by the orchestrator
-        explained = isinstance(error, LlavaClError)
-        report = {
-            "rank": rank,
-            "time": time.time(),
-            "explained": explained,
-            "message": str(error) if explained else f"{type(error).__name__}: {error}",
-            "exit_code": error.exit_code if isinstance(error, LlavaClError) else 1,
-        }
         try:
             logging.getLogger(__name__).error("%s", traceback.format_exc())
-            write_json(failure_file(path, rank), report)
+            report_failure(path, rank, error)
             logging.shutdown()
         finally:
             # A normal exit could wait for ranks that wait for this one.

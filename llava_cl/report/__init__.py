@@ -2,14 +2,17 @@
 
 from llava_cl.report.compare import compare_runs
 from llava_cl.report.console import console_table, summary_table
-from llava_cl.report.load import Metrics, RunRecord, load_run
+from llava_cl.report.export import export_run
+from llava_cl.report.load import RunRecord, load_run
 from llava_cl.report.page import write_report
+from llava_cl.report.schema import Metrics
 
 __all__ = [
     "Metrics",
     "RunRecord",
     "compare_runs",
     "console_table",
+    "export_run",
     "load_run",
     "summary_table",
     "write_report",

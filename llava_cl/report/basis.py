@@ -1,12 +1,12 @@
-"""How much of each layer's input space the bases take, as one small map per kind of layer."""
+"""How much of each layer's input space and energy the bases take, as one small map per kind of layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llava_cl.report.document import panel
-from llava_cl.report.load import StageCost
+from llava_cl.report.schema import LayerBasis, StageCost
 from llava_cl.report.svg import fill_map
 
 
@@ -27,14 +27,21 @@ def split_name(name: str) -> LayerName:
     return LayerName(tuple(parts[:position]), int(parts[position]), ".".join(parts[position + 1 :]))
 
 
-def basis_panels(stages: Sequence[StageCost]) -> list[str]:
-    """One map per kind of layer: blocks across, stages down, deeper where more of the space is taken."""
-    held = [stage for stage in stages if stage.basis]
+def basis_panels(stages: Sequence[StageCost], share: Callable[[LayerBasis], float | None], what: str) -> list[str]:
+    """One map per kind of layer: blocks across, stages down, deeper where more is taken.
+
+    Args:
+        stages: what each stage left; those without bases are left out.
+        share: the value of a layer, 0 to 1, or None where it is not known.
+        what: what the value is, for screen readers.
+    """
     groups: dict[tuple[tuple[str, ...], str], dict[int, dict[int, float]]] = {}
-    for stage in held:
+    for stage in stages:
         for name, layer in stage.basis.items():
-            stack, block, kind = split_name(name)
-            groups.setdefault((stack, kind), {}).setdefault(stage.stage, {})[block] = layer.fill
+            value = share(layer)
+            if value is not None:
+                stack, block, kind = split_name(name)
+                groups.setdefault((stack, kind), {}).setdefault(stage.stage, {})[block] = value
     prefixes = _short_prefixes(sorted({stack for stack, _ in groups}))
     drawn = []
     for (stack, kind), fills in groups.items():
@@ -42,7 +49,7 @@ def basis_panels(stages: Sequence[StageCost]) -> list[str]:
         rows = [(str(number), [row.get(block) for block in blocks]) for number, row in fills.items()]
         title = " ".join(part for part in (prefixes[stack], kind) if part)
         last = [share for share in rows[-1][1] if share is not None]
-        chart = fill_map(rows, (f"block {blocks[0]}", str(blocks[-1])), f"{title}: basis fill of each block by stage")
+        chart = fill_map(rows, (f"block {blocks[0]}", str(blocks[-1])), f"{title}: {what} of each block by stage")
         drawn.append(panel(title, f"{100 * sum(last) / len(last):.1f}%", chart))
     return drawn
 

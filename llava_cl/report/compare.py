@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llava_cl.errors import InputError
 from llava_cl.report.curves import stage_panels
+from llava_cl.report.differences import difference_section, run_title
 from llava_cl.report.document import document, section
 from llava_cl.report.heatmap import colour_top, heat_cells, heat_row, heat_table
 from llava_cl.report.load import RunRecord, load_run
@@ -53,6 +54,7 @@ def _group(records: Sequence[RunRecord], identifier: str) -> str:
     html = section(f"{benchmark}: metrics", _summary_table(records), note)
     note = "Accuracy in percent after the latest stage of every run."
     html += section(f"{benchmark}: by task", _last_rows(records), note)
+    html += difference_section(records)
     lines = [_seen_means(record) for record in records]
     if not any(lines):
         return html
@@ -71,9 +73,9 @@ def _summary_table(records: Sequence[RunRecord]) -> str:
             _metric_cell(name, summary.get(name), best[name] if record.complete else None) for name in names
         )
         rows.append(
-            f'<tr><th scope="row">{_title(record)}</th>{cells}<td class="state">{escape(record.state)}</td></tr>'
+            f'<tr><th scope="row">{run_title(record)}</th>{cells}<td class="state">{escape(record.state)}</td></tr>'
         )
-    return plain_table(("run", *names, "state"), rows)
+    return plain_table(("run", *names, "state"), rows, "sided")
 
 
 def _metric_cell(name: str, value: float | None, best: float | None) -> str:
@@ -86,15 +88,10 @@ def _last_rows(records: Sequence[RunRecord]) -> str:
         record.run.base.sha256: record.metrics.base_row for record in records if record.metrics.base_row is not None
     }
     named = [(f"base <small>{escape(sha256[:12])}</small>", row) for sha256, row in bases.items()]
-    named += [(_title(record), record.metrics.matrix[-1]) for record in records if record.metrics.matrix]
+    named += [(run_title(record), record.metrics.matrix[-1]) for record in records if record.metrics.matrix]
     top = colour_top([row for _, row in named])
     rows = [heat_row(title, heat_cells(row, top), percent(mean(row))) for title, row in named]
     return heat_table("run", records[0].run.tasks, "mean", rows, style="runs")
-
-
-def _title(record: RunRecord) -> str:
-    detail = f"{record.run.method}, seed {record.run.seed}, {record.directory.resolve().name}"
-    return f"{escape(record.run.name)} <small>{escape(detail)}</small>"
 
 
 def _seen_means(record: RunRecord) -> list[Point]:

@@ -13,7 +13,8 @@ from rich.tree import Tree
 
 from llava_cl.pipeline.data_checks import TaskData
 from llava_cl.pipeline.planning import Needs
-from llava_cl.report.load import Metrics, parse_metrics
+from llava_cl.report.load import parse_metrics
+from llava_cl.report.schema import Metrics
 from llava_cl.report.text import duration, mean, memory, metric, percent, shown
 
 

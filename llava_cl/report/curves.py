@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from llava_cl.report.document import panel, panels
-from llava_cl.report.load import Row
+from llava_cl.report.schema import Row
 from llava_cl.report.svg import Frame, Point, downsample, ghost_lines, line_chart
 from llava_cl.report.text import percent
 

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from html import escape
 from importlib.resources import files
 
 
-def document(title: str, body: str) -> str:
-    """One self-contained page; `title` is escaped, `body` is HTML."""
-    style = files("llava_cl.report").joinpath("style.css").read_text(encoding="utf-8")
+def document(title: str, body: str, refresh: int | None = None) -> str:
+    """One self-contained page.
+
+    Its content policy lets nothing be fetched, and no script run but the page's own, whatever the body holds.
+
+    Args:
+        title: is escaped.
+        body: HTML.
+        refresh: seconds after which the page reads itself again; None for a page that is complete.
+    """
+    style, script = (
+        files("llava_cl.report").joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "page.js")
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    live = f' data-refresh="{refresh}"' if refresh else ""
+    again = f'<noscript><meta http-equiv="refresh" content="{refresh}"></noscript>' if refresh else ""
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="en"{live}><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>\n{style}</style></head>\n<body><main>\n{body}</main></body></html>\n"
+        f'<meta name="color-scheme" content="light dark">{again}'
+        f"<title>{escape(title)}</title><style>\n{style}</style></head>\n<body><main>\n{body}</main>"
+        f"<script>{script}</script></body></html>\n"
     )
 
 

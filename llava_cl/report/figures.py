@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from llava_cl.report.load import Metrics, Row
+from llava_cl.report.schema import Metrics, Row, first_probed
 from llava_cl.report.text import percent
 
 DPI = 144
@@ -22,9 +22,10 @@ DASHES = ("-", "--", ":", "-.")
 
 def write_figures(metrics: Metrics, folder: Path) -> list[Path]:
     """Write `accuracy_matrix.{png,pdf}` and `curves.{png,pdf}` into `folder`, once a row is known."""
-    labels, rows = _labelled_rows(metrics)
+    labels, rows = labelled_rows(metrics)
     if not rows:
         return []
+    folder.mkdir(parents=True, exist_ok=True)
     drawn = {"accuracy_matrix": matrix_figure(metrics, labels, rows), "curves": curves_figure(metrics, rows)}
     paths = []
     for name, figure in drawn.items():
@@ -72,11 +73,12 @@ def curves_figure(metrics: Metrics, rows: list[Row]) -> Figure:
         if row[number] is not None:
             panels[0].plot(number + 1, row[number], "o", color=f"C{number % 10}", markersize=4)
     if beside:
-        _curves(panels[1], probes.names, probes.rows, 0, "The base's own questions")
+        _curves(panels[1], probes.names, probes.rows, first_probed(metrics), "The base's own questions")
     return figure
 
 
-def _labelled_rows(metrics: Metrics) -> tuple[list[str], list[Row]]:
+def labelled_rows(metrics: Metrics) -> tuple[list[str], list[Row]]:
+    """The rows of accuracies that there are, the base's first if it was evaluated, and what each is called."""
     labels = [f"{number} {metrics.tasks[number - 1]}" for number in range(1, len(metrics.matrix) + 1)]
     if metrics.base_row is None:
         return labels, list(metrics.matrix)

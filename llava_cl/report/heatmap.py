@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from llava_cl.report.load import Row
+from llava_cl.report.schema import Row
 from llava_cl.report.text import MISSING, mean, percent, signed
 
 NOTABLE_LOSS = -1.0

@@ -51,6 +51,10 @@ class LiveDisplay:
         """Something is checked before the run."""
         self._show(f"checking {what}")
 
+    def note(self, text: str) -> None:
+        """Something that stops nothing."""
+        self._console.print(f"note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """A stage's job starts."""
         self._stage, self._task, self._total = stage, task, total
@@ -66,18 +70,11 @@ class LiveDisplay:
             self._step_begin = time.monotonic()
             self._show(label)
         amount = f"{event.done}/{event.total}" if event.total else ""
-        if event.total and 0 < event.done < event.total:
-            seconds = (time.monotonic() - self._step_begin) / event.done * (event.total - event.done)
-            amount += f", {_clock(seconds)} left"
+        left = self._left(event)
         if not self._console.is_terminal and time.monotonic() - self._line > _SECONDS_BETWEEN_LINES:
-            self._show(f"{label} {amount}{self._left(whole=True)}")
+            self._show(f"{label} " + ", ".join(filter(None, (amount, left))))
         self._progress.update(
-            self._bar,
-            description=label,
-            total=event.total or None,
-            completed=event.done,
-            amount=amount,
-            left=self._left(whole=True),
+            self._bar, description=label, total=event.total or None, completed=event.done, amount=amount, left=left
         )
 
     def stage_ends(self, stage: int, metrics: dict[str, Any]) -> None:
@@ -90,8 +87,7 @@ class LiveDisplay:
             f"{name} {value:.1f}" for name, value in zip(metrics["tasks"], row, strict=False) if value is not None
         )
         self._console.print(
-            f"stage {stage}/{self._total} {self._task} done in {_clock(seconds)}"
-            f"{self._left(stage_done=True)}. {scores}",
+            f"stage {stage}/{self._total} {self._task} done in {_clock(seconds)}{self._run_left()}. {scores}",
             highlight=False,
             soft_wrap=True,
         )
@@ -102,22 +98,32 @@ class LiveDisplay:
         self._console.print(console_table(metrics))
         self._console.print(summary_table(metrics))
 
-    def _left(self, *, stage_done: bool = False, whole: bool = False) -> str:
-        """Time that is left of the run, from the mean of the stages that this process has seen."""
-        if not self._stage_seconds:
+    def _left(self, event: Event | None = None) -> str:
+        """Time that is left of the step, and of stage and run by the mean of the stages that this process has seen."""
+        known = {}
+        if event is not None and 0 < event.done < event.total:
+            known["step"] = (time.monotonic() - self._step_begin) / event.done * (event.total - event.done)
+        if self._stage_seconds:
+            mean = sum(self._stage_seconds) / len(self._stage_seconds)
+            known["stage"] = max(mean - (time.monotonic() - self._stage_begin), known.get("step", 0.0))
+            known["run"] = known["stage"] + mean * (self._total - self._stage)
+        return ", ".join(f"{name} {_clock(seconds)}" for name, seconds in known.items()) + (" left" if known else "")
+
+    def _run_left(self) -> str:
+        """Time that is left of the run when a stage is done."""
+        if not self._stage_seconds or self._stage == self._total:
             return ""
         mean = sum(self._stage_seconds) / len(self._stage_seconds)
-        left = mean * (self._total - self._stage)
-        if not stage_done:
-            left += max(mean - (time.monotonic() - self._stage_begin), 0)
-        return f", about {_clock(left)} left{' in all' if whole else ''}" if left else ""
+        return f", about {_clock(mean * (self._total - self._stage))} left"
 
     def _show(self, label: str) -> None:
         if self._console.is_terminal:
             self._progress.update(self._bar, description=label, total=None, completed=0, amount="", left=self._left())
         else:
             self._line = time.monotonic()
-            self._console.print(f"[{_clock(self._line - self._begin)}] {label}", markup=False, highlight=False)
+            self._console.print(
+                f"[{_clock(self._line - self._begin)}] {label}", markup=False, highlight=False, soft_wrap=True
+            )
 
 
 def _clock(seconds: float) -> str:

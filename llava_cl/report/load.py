@@ -1,137 +1,34 @@
-"""Read and validate what a run directory holds, into plain records for the report."""
+"""Read and validate a run directory, finished or not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from llava_cl.errors import InputError
+from llava_cl.report.schema import LogLine, Metrics, RunInfo, StageScores, TaskScore
+from llava_cl.store.run_directory import LIVE_LOG
 
-Row = list[FiniteFloat | None]
 Record = TypeVar("Record", bound=BaseModel)
-
-
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class BaseModelInfo(_Schema):
-    """The pretrained model that the run started from."""
-
-    path: str
-    sha256: str
-
-
-class RunInfo(_Schema):
-    """run.json: what was asked for, on what."""
-
-    format: Literal[1]
-    name: str
-    started: datetime
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    base: BaseModelInfo
-    benchmark: str
-    method: str
-    tasks: list[str] = Field(min_length=1)
-    probes: list[str] = []
-    seed: int
-    ranks: PositiveInt
-
-
-class Probes(_Schema):
-    """Accuracy (percent) on the base model's own questions, one row for each of stages 0..t (1..t without a base)."""
-
-    names: list[str] = []
-    rows: list[Row] = []
-
-
-class LayerBasis(_Schema):
-    """One layer's basis after a stage: `columns` of the `of` input dimensions, `added` of them new."""
-
-    columns: NonNegativeInt
-    added: NonNegativeInt
-    of: PositiveInt
-    energy: FiniteFloat | None = None
-
-    @property
-    def fill(self) -> float:
-        """Share of the input space that the basis takes, 0 to 1."""
-        return self.columns / self.of
-
-
-class StageCost(_Schema):
-    """What one stage took: seconds of each step, peak memory in bytes, and the bases it left."""
-
-    stage: NonNegativeInt
-    task: str
-    seconds: dict[str, FiniteFloat] = {}
-    peak_memory_bytes: NonNegativeInt | None = None
-    basis: dict[str, LayerBasis] = {}
-
-
-class Metrics(_Schema):
-    """metrics.json: accuracies in percent, `matrix[stage][task]`, rows for the stages done so far."""
-
-    format: Literal[1]
-    tasks: list[str] = Field(min_length=1)
-    matrix: list[Row] = []
-    base_row: Row | None = None
-    strict_matrix: list[Row] | None = None
-    probes: Probes = Probes()
-    summary: dict[str, FiniteFloat | None] | None = None
-    majority: dict[str, FiniteFloat | None] = {}
-    stages: list[StageCost] = []
-
-    def shape_problems(self) -> list[str]:
-        """Every row whose length does not match its header, and every table with too many rows."""
-        width = len(self.tasks)
-        problems = []
-        tables = {"matrix": self.matrix, "strict_matrix": self.strict_matrix or []}
-        for name, rows in tables.items():
-            if len(rows) > width:
-                problems.append(f"field {name}: {len(rows)} rows for {width} tasks")
-            problems += _ragged(name, rows, width)
-        if self.base_row is not None:
-            problems += _ragged("base_row", [self.base_row], width)
-        if self.probes.rows and len(self.probes.rows) - len(self.matrix) not in (0, 1):
-            problems.append(f"field probes.rows: {len(self.probes.rows)} rows for {len(self.matrix)} stages")
-        return problems + _ragged("probes.rows", self.probes.rows, len(self.probes.names))
-
-
-class TaskScore(_Schema):
-    """The scores of one task after one stage, in percent."""
-
-    scorer: str
-    score: FiniteFloat | None
-    strict_score: FiniteFloat | None = None
-    items: NonNegativeInt
-    metrics: dict[str, FiniteFloat | None] = {}
-
-
-class StageScores(_Schema):
-    """scores.json of one stage."""
-
-    scores: dict[str, TaskScore]
-
-
-class _LogLine(_Schema):
-    step: NonNegativeInt
-    loss: float
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage that has a folder: its number (0 = the untouched base) and its losses by step."""
+    """One stage that has a folder: its number (0 = the untouched base) and the log of its training by step."""
 
     number: int
+    folder: Path
     committed: bool
-    losses: dict[int, float]
+    log: dict[int, LogLine]
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """Training loss by step."""
+        return {step: line.loss for step, line in self.log.items()}
 
 
 @dataclass(frozen=True)
@@ -185,10 +82,10 @@ def load_run(run_dir: Path) -> RunRecord:
     if not (run_dir / "run.json").is_file():
         raise InputError(f"{run_dir} is not a run directory: it has no run.json. Give the --output of a run.")
     problems: list[str] = []
-    run = _collect(RunInfo, run_dir / "run.json", problems)
+    run = read_file(RunInfo, run_dir / "run.json", problems)
     metrics = None
     if (run_dir / "metrics.json").exists():
-        metrics = _collect(Metrics, run_dir / "metrics.json", problems)
+        metrics = read_file(Metrics, run_dir / "metrics.json", problems)
     elif run is not None:
         metrics = Metrics(format=1, tasks=run.tasks)
     if run is None or metrics is None:
@@ -208,11 +105,12 @@ def load_run(run_dir: Path) -> RunRecord:
         if len(folders) != 1:
             continue
         folder = folders[0]
-        losses = _read_losses(folder / "train_log.jsonl", problems)
-        stages[number] = StageRecord(number, (folder / "stage.json").is_file(), losses)
+        log = folder / "train_log.jsonl"
+        lines = _read_log(log if log.exists() else folder / "checkpoints" / LIVE_LOG, problems)
+        stages[number] = StageRecord(number, folder, (folder / "stage.json").is_file(), lines)
         if (folder / "scores.json").exists():
             scores_path, scores_stage = folder / "scores.json", number
-    scores = _collect(StageScores, scores_path, problems) if scores_path else None
+    scores = read_file(StageScores, scores_path, problems) if scores_path else None
     if problems:
         raise InputError(*problems)
     return RunRecord(run_dir, run, metrics, stages, scores.scores if scores else {}, scores_stage)
@@ -233,7 +131,8 @@ def parse_metrics(metrics: Metrics | Mapping[str, Any]) -> Metrics:
     return parsed
 
 
-def _collect(schema: type[Record], path: Path, problems: list[str]) -> Record | None:
+def read_file(schema: type[Record], path: Path, problems: list[str]) -> Record | None:
+    """The content of a JSON file by its schema, or None where `problems` has grown by what is wrong with it."""
     try:
         return schema.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -254,25 +153,18 @@ def _field(location: tuple[int | str, ...]) -> str:
     return f"field {'.'.join(map(str, location))}: " if location else ""
 
 
-def _ragged(name: str, rows: list[Row], width: int) -> list[str]:
-    return [
-        f"field {name}.{index}: {len(row)} values for {width} columns"
-        for index, row in enumerate(rows)
-        if len(row) != width
-    ]
-
-
-def _read_losses(path: Path, problems: list[str]) -> dict[int, float]:
-    """Loss by step. A last line without its newline is still being written, and waits for the next report."""
-    if not path.exists():
+def _read_log(path: Path, problems: list[str]) -> dict[int, LogLine]:
+    """The lines by step. A last line without its newline is still being written, and waits for the next report."""
+    try:
+        *lines, _unfinished = path.read_bytes().split(b"\n")
+    except FileNotFoundError:  # not begun, or the rank has just taken the log of the training under way away
         return {}
-    losses: dict[int, float] = {}
-    *lines, _unfinished = path.read_bytes().split(b"\n")
+    found: dict[int, LogLine] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            entry = _LogLine.model_validate_json(line)
+            entry = LogLine.model_validate_json(line)
         except ValidationError as error:
             problems += _problems(error, f"{path}, line {number}")
             break
-        losses[entry.step] = entry.loss
-    return dict(sorted(losses.items()))
+        found[entry.step] = entry
+    return dict(sorted(found.items()))

@@ -8,41 +8,49 @@ from pathlib import Path
 from llava_cl.report.basis import basis_panels
 from llava_cl.report.curves import columns_over_stages, loss_panel, stage_panels
 from llava_cl.report.document import document, panels, section
-from llava_cl.report.figures import write_figures
 from llava_cl.report.heatmap import accuracy_table
 from llava_cl.report.load import RunRecord, load_run
+from llava_cl.report.schema import first_probed
 from llava_cl.report.tables import cost_table, metrics_table, score_table, settings_table
 from llava_cl.report.text import duration, mean, metric, percent, signed
+from llava_cl.report.timeline import timeline
 from llava_cl.store import write_text
 
 TILES = {"MFN": "mean accuracy (MFN)", "BWT": "backward transfer (BWT)", "Transfer": "before learning (Transfer)"}
 
 
 def write_report(run_dir: Path) -> Path:
-    """(Re)write `run_dir/report`: `index.html`, and the accuracy matrix and curves as PNG and PDF.
+    """(Re)write `run_dir/report/index.html`.
 
     Works at any time of a run; a section whose data is not there yet is left out.
 
     Returns:
-        The path of `index.html`.
+        Its path.
 
     Raises:
         InputError: a file of the run is missing or does not follow its schema.
     """
     record = load_run(Path(run_dir))
     page = record.directory / "report" / "index.html"
-    write_text(page, render_page(record))
-    write_figures(record.metrics, page.parent)
+    write_text(page, render_page(record, answers=timeline(record)))
     return page
 
 
-def render_page(record: RunRecord) -> str:
-    """The whole page as HTML."""
-    parts = (_headline, _accuracy, _metrics, _curves, _retention, _bases, _losses, _costs, _settings)
-    return document(f"{record.run.name}: {record.state}", "".join(part(record) for part in parts))
+def render_page(record: RunRecord, *, answers: str = "", status: str = "", refresh: int | None = None) -> str:
+    """The whole page as HTML.
+
+    Args:
+        record: the run.
+        answers: what `timeline` made of it.
+        status: what the stage under way is at.
+        refresh: see `document`.
+    """
+    parts = (_metrics, _curves, _retention, _bases, _losses, _costs, _settings)
+    body = [_headline(record, status), _accuracy(record), _answers(answers), *(part(record) for part in parts)]
+    return document(f"{record.run.name}: {record.state}", "".join(body), refresh)
 
 
-def _headline(record: RunRecord) -> str:
+def _headline(record: RunRecord, status: str) -> str:
     run = record.run
     pips = "".join(
         f'<li class="{_progress(record, number)}" title="{escape(task)}"><span>{number}</span> {escape(task)}</li>'
@@ -54,7 +62,7 @@ def _headline(record: RunRecord) -> str:
         f"{run.ranks} rank{'s' if run.ranks > 1 else ''}",
         f"started {run.started:%Y-%m-%d %H:%M}",
     )
-    state = record.state[0].upper() + record.state[1:]
+    state = record.state[0].upper() + record.state[1:] + (f": {status}" if status else "")
     return (
         f'<header><p class="over">{escape(run.method)} on {escape(run.benchmark)}</p>'
         f'<h1>{escape(run.name)}</h1><p class="state">{escape(state)}</p><ol class="pips">{pips}</ol>'
@@ -104,6 +112,14 @@ def _accuracy(record: RunRecord) -> str:
     return section("Accuracy", body, note)
 
 
+def _answers(drawn: str) -> str:
+    note = (
+        "What became of each task's test questions since the task was learned, and a few of them with what the model "
+        "said after every stage. Full cells are right answers, empty ones wrong; the framed stage learned the task."
+    )
+    return section("Answers", drawn, note) if drawn else ""
+
+
 def _metrics(record: RunRecord) -> str:
     if not record.metrics.summary:
         return ""
@@ -126,16 +142,23 @@ def _retention(record: RunRecord) -> str:
     probes = record.metrics.probes
     if not probes.rows or not probes.names:
         return ""
-    first = len(record.metrics.matrix) + 1 - len(probes.rows)
-    lines = columns_over_stages(probes.rows, first)
+    lines = columns_over_stages(probes.rows, first_probed(record.metrics))
     drawn = stage_panels(probes.names, lines, (0, len(record.run.tasks)), "probes")
     return section("What the base knew", drawn, "Accuracy by stage on the base model's own questions.")
 
 
 def _bases(record: RunRecord) -> str:
-    drawn = basis_panels(record.metrics.stages)
-    note = "Share of each layer's input space that is protected: blocks across, stages down, means at the right."
-    return section("Basis", panels(drawn), note) if drawn else ""
+    stages = record.metrics.stages
+    rank = basis_panels(stages, lambda layer: layer.fill, "rank of the basis")
+    energy = basis_panels(stages, lambda layer: layer.energy, "protected energy")
+    html = ""
+    if rank:
+        note = "Share of each layer's input dimensions that is protected: blocks across, stages down, means right."
+        html += section("Rank of the bases", panels(rank), note)
+    if energy:
+        note = "Share of each weight's squared norm that is in protected directions, in the same way."
+        html += section("Protected energy", panels(energy), note)
+    return html
 
 
 def _losses(record: RunRecord) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from llava_cl.report.load import StageCost, TaskScore
+from llava_cl.report.schema import StageCost, TaskScore
 from llava_cl.report.text import MISSING, duration, memory, metric, percent, shown
 
 STEPS = ("load", "measure", "initialise", "train", "protect", "evaluate", "score")

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from llava_cl.errors import InputError
 from llava_cl.store.files import file_hash, read_json, write_json
 
 FORMAT = 1
+
+LIVE_LOG = "log.jsonl"
+"""Rows of the training under way, in the Trainer's scratch folder; after a resume some steps are there twice."""
 
 
 class StageDirectory:
@@ -74,6 +78,11 @@ class StageDirectory:
         return self.path / "checkpoints"
 
     @property
+    def live_log(self) -> Path:
+        """What `train_log` will hold, while the stage is being trained."""
+        return self.checkpoints / LIVE_LOG
+
+    @property
     def manifest(self) -> Path:
         """`stage.json`, whose existence means that the stage is committed."""
         return self.path / "stage.json"
@@ -90,7 +99,7 @@ class StageDirectory:
         record = self._record(step)
         if not record.is_file():
             return False
-        self._verify_files(read_json(record)["files"])
+        self._verify_files(read_json(record, "files")["files"])
         return True
 
     def record_step(self, step: str, files: Iterable[Path], **facts: Any) -> None:
@@ -108,14 +117,17 @@ class StageDirectory:
         return [dict(read_json(record)) for record in sorted((self.path / "steps").glob("*.json"))]
 
     def commit(self, follows: str) -> None:
-        """Writes `stage.json` with the hashes of all recorded files.
+        """Writes `stage.json` with the hashes of all recorded files and of the records themselves.
 
         Args:
             follows: digest of what the stage was computed from, see `RunDirectory.before`.
         """
         files: dict[str, str] = {}
         for record in sorted((self.path / "steps").glob("*.json")):
-            files.update(read_json(record)["files"])
+            files.update(read_json(record, "files")["files"])
+            files[str(record.relative_to(self.path))] = file_hash(record)
+        if self.timings.is_file():
+            files[self.timings.name] = file_hash(self.timings)
         content = {"format": FORMAT, "stage": self.stage, "task": self.task, "files": files, "follows": follows}
         write_json(self.manifest, content)
 
@@ -130,18 +142,20 @@ class StageDirectory:
         Raises:
             InputError: a file is missing or has changed, or the stage was computed from something else.
         """
-        manifest = read_json(self.manifest)
+        manifest = read_json(self.manifest, "files", "follows")
         self._verify_files(manifest["files"])
         if manifest["follows"] != follows:
             raise InputError(
                 f"{self.path}: was computed after other earlier stages, or in another run, than those beside it. "
-                "Move it and all later stages away to redo them."
+                f"Redo it and all later stages with --redo {self.stage}."
             )
 
     def clear_leftovers(self) -> None:
-        """Removes what interrupted writes have left."""
+        """Removes what interrupted writes have left, and resume points of a training that is complete."""
         for leftover in self.path.rglob(".*.tmp"):
             leftover.unlink()
+        if self._record("train").is_file():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _verify_files(self, hashes: Mapping[str, str]) -> None:
         for name, digest in hashes.items():
@@ -149,7 +163,7 @@ class StageDirectory:
             if not file.is_file() or file_hash(file) != digest:
                 state = "has changed since it was recorded" if file.is_file() else "is missing"
                 raise InputError(
-                    f"{file}: {state}. Restore it, or move {self.path} and all later stages away to redo them."
+                    f"{file}: {state}. Restore it, or redo this stage and all later ones with --redo {self.stage}."
                 )
 
 
@@ -184,7 +198,7 @@ class RunDirectory:
         """Digest of what a stage is computed from: the stage before it, or for stage 0 the run's identity."""
         if stage:
             return file_hash(self.stage(stage - 1).manifest)
-        manifest = read_json(self.manifest)
+        manifest = read_json(self.manifest, "identity", "base", "data")
         facts = {key: manifest[key] for key in ("identity", "base", "data")}
         facts["base"] = facts["base"]["sha256"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -205,6 +219,22 @@ class RunDirectory:
         """All stages 1..T, committed or not."""
         return [self.stage(number) for number in range(1, len(self._tasks) + 1)]
 
+    def set_aside(self, stage: int) -> list[Path]:
+        """Moves a stage and all later ones into a new folder below `discarded/`; returns where they are now.
+
+        Raises:
+            InputError: there is none of them.
+        """
+        there = [self.stage(number).path for number in range(stage, len(self._tasks) + 1)]
+        there = [path for path in there if path.exists()]
+        if not there:
+            raise InputError(f"--redo {stage}: {self.path} has no stage {stage} or later.")
+        numbers = [int(path.name) for path in self.path.glob("discarded/*") if path.name.isdecimal()]
+        folder = self.path / "discarded" / str(max(numbers, default=0) + 1)
+        folder.mkdir(parents=True)
+        # The last one first: what is left after a kill is then the beginning of a run.
+        return [path.rename(folder / path.name) for path in reversed(there)]
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the run directory, so that no second process works on it.
@@ -224,4 +254,7 @@ class RunDirectory:
                 raise InputError(
                     f"{self.path}: another run is working on this directory; wait for it or give another --output."
                 ) from error
+            # Of writes that a kill has interrupted; those of a stage are the stage's own affair.
+            for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
+                leftover.unlink()
             yield

@@ -25,7 +25,10 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     """
     on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(on_cpu, temporary, metadata={_METADATA: json.dumps(dict(metadata), sort_keys=True)})
+        try:
+            save_file(on_cpu, temporary, metadata={_METADATA: json.dumps(dict(metadata), sort_keys=True)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -35,6 +38,35 @@ def _opened(path: Path) -> Iterator[Any]:
             yield stream
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}).") from error
+
+
+class TensorFile:
+    """An open file of `save_tensors`, of which each tensor is read when it is asked for.
+
+    Attributes:
+        metadata: what was stored with the tensors.
+        shapes: of each tensor.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.metadata: dict[str, Any] = json.loads((stream.metadata() or {}).get(_METADATA, "{}"))
+        self.shapes = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._stream.get_tensor(name)
+        return tensor
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """Opens a file of `save_tensors`.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    with _opened(path) as stream:
+        yield TensorFile(stream)
 
 
 def load_tensors(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llava_cl.subspace.krylov import leading_outside
 from llava_cl.subspace.linalg import (
     ENERGY_ROUNDING,
     NOISE_FLOOR,
@@ -12,12 +13,18 @@ from llava_cl.subspace.linalg import (
     checked_energy,
     checked_matrix,
     completing_directions,
+    full_precision,
+    is_large,
+    largest_directions,
     leading_directions,
     project_out,
+    squared_norm,
+    with_fixed_signs,
 )
 
 
 @torch.no_grad()
+@full_precision()
 def principal_basis(weight: Tensor, energy: float) -> Tensor:
     """The principal input directions of a weight (KeepLoRA, ICLR 2026: knowledge of the pretrained model).
 
@@ -26,6 +33,9 @@ def principal_basis(weight: Tensor, energy: float) -> Tensor:
     is left out, but one is always kept (for an all-zero weight, an arbitrary one).
 
     KeepLoRA for CLIP builds its first feature basis by the same rule: pass the transposed features `[n, in]`.
+
+    Memory for a large weight: less than one float32 copy, and its smaller Gram matrix a few times; where float32 does
+    not resolve the directions, two float64 copies at most.
 
     Args:
         weight: `[out, in]`, any floating dtype.
@@ -37,12 +47,17 @@ def principal_basis(weight: Tensor, energy: float) -> Tensor:
     Raises:
         ValueError: wrong shape or dtype, NaN or infinite values, or `energy` not positive.
     """
-    weight64 = checked_matrix("weight", weight)
+    weight = checked_matrix("weight", weight)
     energy = checked_energy(energy)
-    total = float(weight64.square().sum())
+    total = float(squared_norm(weight))
+    floor = NOISE_FLOOR * total**0.5
+    if is_large(weight) and energy < 1 - NOISE_FLOOR:
+        found = _principal_float32(weight.float(), (energy - ENERGY_ROUNDING) * total, floor)
+        if found is not None:
+            return found
     kept: list[Tensor] = []
     fraction = 0.0
-    for vectors, values in leading_directions(weight64.T, floor=NOISE_FLOOR * total**0.5):
+    for vectors, values in leading_directions(weight.double().T, floor):
         cumulative = fraction + values.square().cumsum(0) / total
         count = int((cumulative < energy - ENERGY_ROUNDING).sum())
         kept.append(vectors[:, : max(count, 0 if kept else 1)])
@@ -50,17 +65,33 @@ def principal_basis(weight: Tensor, energy: float) -> Tensor:
             break
         fraction = float(cumulative[-1])
     if not kept:
-        kept.append(completing_directions(weight64.new_zeros(weight64.shape[1], 0), 1))
+        kept.append(completing_directions(weight.new_zeros(weight.shape[1], 0, dtype=torch.float64), 1))
     return torch.cat(kept, dim=1).float()
 
 
+def _principal_float32(weight: Tensor, needed: float, floor: float) -> Tensor | None:
+    """The principal basis where few directions hold the energy `needed`, or one float32 Gram matrix resolves them."""
+    found = leading_outside(weight.T, weight.new_empty(weight.shape[1], 0), min(weight.shape), needed)
+    if found is None:
+        vectors, values = largest_directions(weight.T, floor)
+        found = vectors, values.double().square()
+    vectors, energies = found
+    count = int((energies.cumsum(0) < needed).sum())
+    return with_fixed_signs(vectors[:, : max(count, 1)]) if count < len(energies) else None
+
+
 @torch.no_grad()
+@full_precision()
 def expand_basis(basis: Tensor | None, directions: Tensor, energy: float) -> Tensor:
     """The basis, widened until it holds `energy` of `directions` (KeepLoRA, ICLR 2026).
 
     The part of `directions` outside the basis is decomposed, and its left singular vectors are appended,
     largest first, until the basis accounts for the fraction `energy` of the squared Frobenius norm of
     `directions`. The direction that crosses the threshold is kept, for the first basis (`None`) as well.
+
+    The time grows with the number of columns that the basis has and gets, and with nothing else that earlier tasks
+    left. Memory for large directions: less than one float32 copy where few columns are added; otherwise three float64
+    ones at most, and the smaller Gram matrix a few times.
 
     Args:
         basis: `[in, k]` with orthonormal columns, or `None` for the first one.
@@ -76,20 +107,24 @@ def expand_basis(basis: Tensor | None, directions: Tensor, energy: float) -> Ten
         ValueError: shapes that do not agree, a basis that is not orthonormal, NaN or infinite values, or
             `energy` not positive.
     """
-    residual = checked_matrix("directions", directions)
+    directions = checked_matrix("directions", directions)
     energy = checked_energy(energy)
-    features = residual.shape[0]
-    old = residual.new_zeros(features, 0, dtype=torch.float32) if basis is None else basis.float()
-    old64 = checked_basis(old, features, "directions")
-    total = float(residual.square().sum())
+    features = directions.shape[0]
+    old = directions.new_zeros(features, 0, dtype=torch.float32) if basis is None else basis.float()
+    room = features - checked_basis(old, features, "directions").shape[1]
+    total = float(squared_norm(directions))
     if total == 0:
         return old
+    if is_large(directions) and energy < 1 - NOISE_FLOOR:
+        found = _few_directions(old, directions.float(), (energy - ENERGY_ROUNDING) * total)
+        if found is not None:
+            return torch.cat([old, found], dim=1) if found.shape[1] else old
+    residual = directions.double()
     fraction = 0.0
-    if old64.shape[1]:
-        residual = project_out(residual, old64)
+    if old.shape[1]:
+        residual = project_out(residual, old.double())
         fraction = 1 - float(residual.square().sum()) / total
     columns = [old]
-    room = features - old64.shape[1]
     blocks = leading_directions(residual, floor=NOISE_FLOOR * total**0.5)
     while room > 0 and fraction < energy - ENERGY_ROUNDING:
         vectors, values = next(blocks, (None, None))
@@ -101,3 +136,16 @@ def expand_basis(basis: Tensor | None, directions: Tensor, energy: float) -> Ten
         fraction = float(cumulative[count - 1])
         room -= count
     return torch.cat(columns, dim=1) if len(columns) > 1 else old
+
+
+def _few_directions(basis: Tensor, directions: Tensor, needed: float) -> Tensor | None:
+    """The columns that expand a basis to the energy `needed`, where they are few; none where it holds that already.
+
+    The energy that the basis holds is a sum over blocks of `directions`: no projected copy is made.
+    """
+    project_out(directions.sum(dim=1, keepdim=True), basis)  # refuses a basis that is not orthonormal
+    held = sum(float(squared_norm(basis.T @ part)) for part in directions.split(1024, dim=1))
+    if held >= needed:
+        return basis[:, :0]
+    found = leading_outside(directions, basis, basis.shape[0] - basis.shape[1], needed - held)
+    return None if found is None else with_fixed_signs(found[0])

@@ -1,4 +1,4 @@
-"""The decompositions that the subspace functions share, in float64.
+"""The exact decompositions that the subspace functions share, and their checks.
 
 A full SVD of a 4096 x 11008 weight is needlessly slow: the eigenvectors of its smaller Gram matrix are the
 same directions. A Gram matrix squares the condition number, which costs accuracy for the small directions
@@ -8,13 +8,20 @@ kept; the rest are found again from what remains after these have been projected
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+LARGE = 1024
+"""Matrices whose smaller side is longer are decomposed by `krylov` in float32 where that converges."""
+
 LEVEL_RANGE = 1e-3
-"""Ratio of the smallest to the largest singular value that one Gram matrix is trusted with."""
+"""Ratio of the smallest to the largest singular value that one float64 Gram matrix is trusted with."""
+
+LEVEL_RANGE_FLOAT32 = 0.03
+"""The same for a float32 one."""
 
 NOISE_FLOOR = torch.finfo(torch.float32).eps
 """Singular values below this fraction of the Frobenius norm are rounding of the float32 input."""
@@ -27,27 +34,28 @@ LOST_ORTHONORMALITY = 1e-3
 
 
 def checked_matrix(name: str, matrix: Tensor) -> Tensor:
-    """A float64 copy of `matrix`.
+    """`matrix` itself, detached.
 
     Raises:
         ValueError: it is not a two-dimensional floating tensor, or holds NaN or infinite values.
     """
     if matrix.ndim != 2 or not matrix.is_floating_point():
         raise ValueError(f"{name} must be a floating point matrix, but is {matrix.dtype} of shape {list(matrix.shape)}")
-    bad = int((~torch.isfinite(matrix)).sum())
-    if bad:
-        raise ValueError(f"{name} of shape {list(matrix.shape)} holds {bad} NaN or infinite values")
-    return matrix.detach().to(torch.float64)
+    if not torch.isfinite(matrix.sum()):  # quick; a mask of a large matrix is not
+        bad = int((~torch.isfinite(matrix)).sum())
+        if bad:
+            raise ValueError(f"{name} of shape {list(matrix.shape)} holds {bad} NaN or infinite values")
+    return matrix.detach()
 
 
 def checked_basis(basis: Tensor, features: int, other: str) -> Tensor:
-    """A float64 copy of `basis` `[in, k]`, which must have `features` rows like the matrix called `other`."""
-    basis64 = checked_matrix("basis", basis)
-    if basis64.shape[0] != features or basis64.shape[1] > features:
+    """`basis` `[in, k]` itself, detached, which must have `features` rows like the matrix called `other`."""
+    basis = checked_matrix("basis", basis)
+    if basis.shape[0] != features or basis.shape[1] > features:
         raise ValueError(
-            f"basis must be [in, k] with in = {features} as in {other} and k <= in, but is {list(basis64.shape)}"
+            f"basis must be [in, k] with in = {features} as in {other} and k <= in, but is {list(basis.shape)}"
         )
-    return basis64
+    return basis
 
 
 def checked_energy(energy: float) -> float:
@@ -57,8 +65,30 @@ def checked_energy(energy: float) -> float:
     return energy
 
 
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Keeps float32 products inside at float32, whatever the TF32 and autocast settings are."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def is_large(matrix: Tensor) -> bool:
+    """Whether an eigendecomposition costs enough to try the few products of `krylov` before."""
+    return min(matrix.shape) > LARGE
+
+
+def squared_norm(matrix: Tensor) -> Tensor:
+    """The sum of squares, in float64 without a float64 copy of the matrix."""
+    return torch.stack([part.double().square().sum() for part in matrix.split(256)]).sum()
+
+
 def project_out(matrix: Tensor, basis: Tensor) -> Tensor:
-    """`matrix` `[in, n]` without its part in the span of `basis` `[in, k]`, both float64.
+    """`matrix` `[in, n]` without its part in the span of `basis` `[in, k]`, both of one dtype.
 
     Projecting twice removes what one pass leaves when the columns, rounded to float32, are orthonormal to
     1e-7 only.
@@ -66,18 +96,21 @@ def project_out(matrix: Tensor, basis: Tensor) -> Tensor:
     Raises:
         ValueError: the columns of `basis` are not orthonormal.
     """
-    residual = matrix - basis @ (basis.T @ matrix)
+    residual = torch.addmm(matrix, basis, basis.T @ matrix, alpha=-1)
     left_behind = basis.T @ residual
     if left_behind.norm() > LOST_ORTHONORMALITY * matrix.norm():
         raise ValueError(
             f"the columns of the basis {list(basis.shape)} are not orthonormal: projecting it out leaves "
             f"{float(left_behind.norm() / matrix.norm()):.1e} of the matrix inside its span"
         )
-    return residual - basis @ left_behind
+    return residual.addmm_(basis, left_behind, alpha=-1)
 
 
 def leading_directions(matrix: Tensor, floor: float) -> Iterator[tuple[Tensor, Tensor]]:
     """The left singular vectors of `matrix` `[in, n]` (float64), largest first, in blocks.
+
+    Memory besides `matrix`: its smaller Gram matrix a few times, and one copy of `matrix` for each block but
+    the first.
 
     Args:
         matrix: float64.
@@ -87,27 +120,36 @@ def leading_directions(matrix: Tensor, floor: float) -> Iterator[tuple[Tensor, T
         `(vectors, values)`: `[in, m]` with orthonormal columns, orthogonal to all earlier blocks, and `[m]`.
         Work is done only for the blocks that are asked for.
     """
-    while matrix.numel():
-        vectors, values = _largest_directions(matrix, floor)
+    while matrix.numel() and matrix.norm() > floor:
+        vectors, values = largest_directions(matrix, floor)
         if not len(values):
             return
         yield vectors, values
         matrix = project_out(matrix, vectors)
 
 
-def _largest_directions(matrix: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+def largest_directions(matrix: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """The left singular vectors of `matrix` `[in, n]` that one Gram matrix of its dtype is trusted with.
+
+    Returns:
+        `(vectors, values)`, both in the dtype of `matrix`: `[in, m]` with orthonormal columns, and `[m]` descending,
+        larger than `floor`.
+    """
     features, columns = matrix.shape
     wide = features <= columns
     gram = matrix @ matrix.T if wide else matrix.T @ matrix
     eigenvalues, eigenvectors = torch.linalg.eigh(gram)
     values = eigenvalues.flip(0).clamp(min=0).sqrt()
-    keep = int((values > max(floor, LEVEL_RANGE * float(values[0]))).sum())
+    level = LEVEL_RANGE if matrix.dtype == torch.float64 else LEVEL_RANGE_FLOAT32
+    keep = int((values > max(floor, level * float(values[0]))).sum())
     vectors = eigenvectors.flip(1)[:, :keep]
     values = values[:keep]
     if not wide:
         vectors = matrix @ vectors
         values = vectors.norm(dim=0)
         vectors = vectors / values
+    if matrix.dtype == torch.float32:
+        vectors, _ = torch.linalg.qr(vectors)
     return with_fixed_signs(vectors), values
 
 

@@ -40,7 +40,7 @@ def minor_basis(covariance: Tensor, tasks_seen: int, alpha: float) -> Tensor:
         ValueError: not a covariance (shape, symmetry, sign, all zero), NaN or infinite values, or
             `tasks_seen` below 1.
     """
-    covariance64 = checked_matrix("covariance", covariance)
+    covariance64 = checked_matrix("covariance", covariance).double()
     size = covariance64.shape[0]
     if covariance64.shape[1] != size:
         raise ValueError(f"covariance must be square, but is {list(covariance64.shape)}")

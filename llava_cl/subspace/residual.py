@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from llava_cl.subspace.krylov import leading_outside
 from llava_cl.subspace.linalg import (
     NOISE_FLOOR,
     checked_basis,
     checked_matrix,
     completing_directions,
+    full_precision,
+    is_large,
     leading_directions,
     project_out,
+    with_fixed_signs,
 )
 
 logger = logging.getLogger(__name__)
@@ -36,16 +40,22 @@ class ResidualDirections(NamedTuple):
 
 
 @torch.no_grad()
+@full_precision()
 def residual_directions(gradient: Tensor, basis: Tensor | None, rank: int) -> ResidualDirections:
     """The best rank-`rank` approximation of the gradient's part outside a basis (KeepLoRA, ICLR 2026).
 
-    With U the basis, it is the truncated singular value decomposition of `gradient (I - U U^T)`, exact and
-    not sketched. Where that has fewer than `rank` directions, as for an all-zero gradient, `a` is filled up
-    with other orthonormal rows orthogonal to the basis, and `b` and `singular_values` are zero there.
+    With U the basis, it is the truncated singular value decomposition of `gradient (I - U U^T)`. That of a large
+    gradient comes from a Krylov space with checked residuals: energies exact to `krylov.RESIDUAL_TOLERANCE`, directions
+    to that over the relative gap to the next energy, or to the rounding of float32. Where the gradient has fewer than
+    `rank` directions, as if it is all zero, `a` is filled up with other orthonormal rows orthogonal to the basis, and
+    `b` and `singular_values` are zero there.
 
     Where the basis leaves fewer than `rank` dimensions, the rows of `a` beyond them are zero, with a warning
     in the log: as the frozen half of an adapter they learn nothing and disturb nothing that the basis
     protects, so that a long stream goes on at a smaller effective rank.
+
+    Memory for a large gradient: less than one float32 copy of it, or three float64 ones where the Krylov space does not
+    converge.
 
     Args:
         gradient: `[out, in]`, any floating dtype.
@@ -58,9 +68,9 @@ def residual_directions(gradient: Tensor, basis: Tensor | None, rank: int) -> Re
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, but is {rank}")
-    gradient64 = checked_matrix("gradient", gradient)
-    features = gradient64.shape[1]
-    old = gradient64.new_zeros(features, 0) if basis is None else checked_basis(basis, features, "gradient")
+    gradient = checked_matrix("gradient", gradient)
+    features = gradient.shape[1]
+    old = gradient.new_zeros(features, 0) if basis is None else checked_basis(basis, features, "gradient")
     room = features - old.shape[1]
     if room < rank:
         logger.warning(
@@ -70,8 +80,15 @@ def residual_directions(gradient: Tensor, basis: Tensor | None, rank: int) -> Re
             features,
             rank - room,
         )
-    residual = project_out(gradient64.T, old)
-    floor = NOISE_FLOOR * float(gradient64.norm())
+    elif is_large(gradient):
+        gradient32 = gradient.float()
+        leading = leading_outside(gradient32.T, old.float(), rank)
+        if leading is not None:
+            vectors = with_fixed_signs(leading[0])
+            return ResidualDirections(vectors.T.contiguous(), gradient32 @ vectors, leading[1].sqrt().float())
+    old, gradient = old.double(), gradient.double()
+    residual = project_out(gradient.T, old)
+    floor = NOISE_FLOOR * float(gradient.norm())
     found = old.new_zeros(features, 0)
     for vectors, _ in leading_directions(residual, floor):
         found = torch.cat([found, vectors[:, : min(rank, room) - found.shape[1]]], dim=1)

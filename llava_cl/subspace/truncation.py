@@ -25,7 +25,7 @@ def truncate_spectrum(weight: Tensor, ratio: float) -> Tensor:
     Raises:
         ValueError: wrong shape or dtype, NaN or infinite values, or `ratio` not positive.
     """
-    left, values, right = torch.linalg.svd(checked_matrix("weight", weight), full_matrices=False)
+    left, values, right = torch.linalg.svd(checked_matrix("weight", weight).double(), full_matrices=False)
     shares = values.cumsum(0) / values.sum()
     rank = min(int((shares < checked_energy(ratio) - ENERGY_ROUNDING).sum()) + 1, len(values))
     return (left[:, :rank] * values[:rank] @ right[:rank]).float()

@@ -6,7 +6,6 @@ import contextlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 from llava_cl import config as configuration
 from llava_cl.errors import InputError
 from llava_cl.methods import LoraFactors
-from llava_cl.store import load_tensors, save_tensors, write_text
+from llava_cl.store import TensorFile, load_tensors, open_tensors, save_tensors, write_text
 
 _ADAPTER = "default"
 _PREFIX = "base_model.model."
@@ -93,10 +92,12 @@ def _factors(peft_model: PeftModel, name: str) -> tuple[nn.Parameter, nn.Paramet
 
 
 def install(model: PreTrainedModel, values: Mapping[str, torch.Tensor]) -> None:
-    """Gives parameters of a model values, by qualified name."""
-    with torch.no_grad():
-        for name, value in values.items():
-            model.get_parameter(name).copy_(value)
+    """Gives a model new parameters in place of its own, by qualified name; other users of the old ones keep them."""
+    for name, value in values.items():
+        parent, _, leaf = name.rpartition(".")
+        own = model.get_parameter(name)
+        new = nn.Parameter(value.to(own), requires_grad=own.requires_grad)
+        model.get_submodule(parent).register_parameter(leaf, new)
 
 
 def trained_a(peft_model: PeftModel, names: Collection[str]) -> dict[str, nn.Parameter]:
@@ -202,56 +203,64 @@ def combine(folders: Sequence[Path], folder: Path) -> None:
     save_adapter(folder, tensors, names, configuration.LoraConfig(rank=rank, alpha=scale * rank), projector)
 
 
-def replay(model: PreTrainedModel, folders: Sequence[Path]) -> None:
-    """Adds the stored deltas of earlier stages to a base model and installs the modules trained beside them.
+def replay(
+    model: PreTrainedModel,
+    folders: Sequence[Path],
+    base: Mapping[str, torch.Tensor] | None = None,
+    layers: Collection[str] | None = None,
+) -> None:
+    """Gives a model the weights of its base plus the stored deltas, and the modules trained beside them.
 
-    All deltas of a weight are summed in fp32 with the base weight and rounded to its dtype once.
+    All deltas of a weight are summed in fp32 with the base weight and rounded to its dtype once. Side by side their
+    factors are one product, and one layer is read at a time.
 
     Args:
-        model: the untouched base model; changed in place.
+        model: changed in place.
         folders: adapter folders in the order of the stages.
+        base: weights of the base by layer; those that are not in it are the model's own.
+        layers: the layers to change; default all that have an adapter.
 
     Raises:
         InputError: adapters that do not fit the model, all named.
     """
-    adapters = [load_tensors(folder / _WEIGHTS) for folder in folders]
     parameters = dict(model.named_parameters())
-    problems = [
-        f"{folder}: {problem}; the adapter was made for another base model, or the file is not an adapter's."
-        for folder, adapter in zip(folders, adapters, strict=True)
-        for problem in _misfits(parameters, *adapter)
-    ]
-    if problems:
-        raise InputError(*problems)
-    layers = sorted({name for _, metadata in adapters for name in metadata["layers"]})
-    with torch.no_grad():
-        for name in layers:
-            weight = parameters[f"{name}.weight"]
-            total = weight.float()
-            for tensors, metadata in adapters:
-                if name in metadata["layers"]:
-                    a = tensors[f"{_PREFIX}{name}.lora_A.weight"].to(weight.device)
-                    b = tensors[f"{_PREFIX}{name}.lora_B.weight"].to(weight.device)
-                    total = total.addmm(b, a, alpha=metadata["scale"])
-            weight.copy_(total)
-        for tensors, metadata in adapters:
-            if metadata["projector"]:
-                for name in _below(metadata["projector"], parameters):
-                    parameters[name].copy_(tensors[_PREFIX + name])
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        files = [stack.enter_context(open_tensors(folder / _WEIGHTS)) for folder in folders]
+        problems = [
+            f"{folder}: {problem}; the adapter was made for another base model, or the file is not an adapter's."
+            for folder, file in zip(folders, files, strict=True)
+            for problem in _misfits(parameters, file)
+        ]
+        if problems:
+            raise InputError(*problems)
+        for name in sorted({name for file in files for name in file.metadata["layers"]}):
+            if layers is None or name in layers:
+                weight = parameters[f"{name}.weight"]
+                start = (base or {}).get(name, weight).to(weight.device).float()
+                weight.copy_(start.addmm(*_deltas([f for f in files if name in f.metadata["layers"]], name, weight)))
+        for file in files:
+            if file.metadata["projector"]:
+                for name in _below(file.metadata["projector"], parameters):
+                    parameters[name].copy_(file[_PREFIX + name])
+
+
+def _deltas(files: Sequence[TensorFile], name: str, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """B with its scale and A of a layer in several files, side by side."""
+    a = [file[f"{_PREFIX}{name}.lora_A.weight"].to(weight.device) for file in files]
+    b = [file[f"{_PREFIX}{name}.lora_B.weight"].to(weight.device) * file.metadata["scale"] for file in files]
+    return torch.cat(b, dim=1), torch.cat(a)
 
 
 def _below(module: str, parameters: Mapping[str, nn.Parameter]) -> list[str]:
     return [name for name in parameters if name.startswith(f"{module}.")]
 
 
-def _misfits(
-    parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
-) -> Iterator[str]:
+def _misfits(parameters: Mapping[str, nn.Parameter], file: TensorFile) -> Iterator[str]:
     """What of a stored adapter is missing or has another shape than the model's parameters."""
+    metadata, shapes = file.metadata, file.shapes
     if not {"layers", "scale", "projector"} <= metadata.keys():
         yield "the layers, the scale and the projector are not stated in the metadata"
         return
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     for name in metadata["layers"]:
         weight = parameters.get(f"{name}.weight")
         a, b = shapes.get(f"{_PREFIX}{name}.lora_A.weight"), shapes.get(f"{_PREFIX}{name}.lora_B.weight")

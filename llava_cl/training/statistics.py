@@ -8,9 +8,11 @@ and no optimizer, works under DDP and every ZeRO stage, and holds nothing extra 
 from __future__ import annotations
 
 import functools
+import gc
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,10 +21,23 @@ from transformers import PreTrainedModel
 from llava_cl.distributed import World, all_reduce_sum, gather_objects, reduce_sums
 from llava_cl.errors import RunError
 from llava_cl.models import LinearTarget
+from llava_cl.subspace import Sketch
+from llava_cl.training.collector import Collector
+from llava_cl.training.sums import (
+    GRADIENT,
+    MEAN_INPUT,
+    RANGE_SKETCH,
+    ROW_SKETCH,
+    SECOND_MOMENT,
+    DeviceSums,
+    HostSums,
+    Sum,
+    SumsPlace,
+    passes,
+    planned_sums,
+)
 
-GRADIENT = "gradient"
-SECOND_MOMENT = "second_moment"
-MEAN_INPUT = "mean_input"
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, torch.Tensor]
 TokenMask = Callable[[Batch, str], torch.Tensor]
@@ -38,38 +53,48 @@ def without_index(batch: Batch) -> Batch:
 class Statistics:
     """Means over the samples of all ranks, fp32, each complete on its owner rank only.
 
+    They are on the device, or in host memory where the sums are not all on the device.
+
     Attributes:
-        gradients: layer -> mean over samples of dL/dW `[out, in]`, L = a sample's mean token loss.
+        gradients: layer -> mean over samples of dL/dW `[out, in]`, L = a sample's mean token loss; where it was not
+            sketched.
+        range_sketches, row_sketches: layer -> the two sketches of that mean, where it was.
         second_moments: input name -> mean over tokens of x x^T `[in, in]`.
         mean_inputs: input name -> sum over batches of the inputs, over the number of tokens, `[in, length * batch]`;
             a column is a place in the batch.
         tokens: input name -> tokens that its second moment is the mean over.
         samples: samples with at least one supervised token, over all ranks.
         skipped: samples without one, over all ranks.
+        sketch: the test matrices of the sketches.
     """
 
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+    range_sketches: dict[str, torch.Tensor] = field(default_factory=dict)
+    row_sketches: dict[str, torch.Tensor] = field(default_factory=dict)
     second_moments: dict[str, torch.Tensor] = field(default_factory=dict)
     mean_inputs: dict[str, torch.Tensor] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     samples: int = 0
     skipped: int = 0
+    sketch: Sketch | None = None
 
+    def gradient(self, layer: str) -> torch.Tensor | None:
+        """The mean gradient `[out, in]` of a layer of this rank, rebuilt at every call where it was sketched."""
+        if layer not in self.range_sketches:
+            return self.gradients.get(layer)
+        assert self.sketch is not None
+        device = self.sketch.omega.device
+        return self.sketch.rebuild(self.range_sketches[layer].to(device), self.row_sketches[layer].to(device))
 
-class _AccumulateWeightGradient(torch.autograd.Function):
-    """Identity on a linear's output; its backward adds g^T x to a buffer."""
-
-    @staticmethod
-    def forward(ctx: Any, output: torch.Tensor, x: torch.Tensor, add: Callable[..., None]) -> torch.Tensor:
-        ctx.save_for_backward(x)
-        ctx.add = add
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        ctx.add(grads[0], x)
-        return grads[0], None, None
+    def of(self, kind: str) -> dict[str, torch.Tensor]:
+        """The means of one kind."""
+        return {
+            GRADIENT: self.gradients,
+            RANGE_SKETCH: self.range_sketches,
+            ROW_SKETCH: self.row_sketches,
+            SECOND_MOMENT: self.second_moments,
+            MEAN_INPUT: self.mean_inputs,
+        }[kind]
 
 
 def measure(
@@ -82,190 +107,184 @@ def measure(
     world: World,
     entries: Sequence[nn.Module],
     token_mask: TokenMask,
+    place: SumsPlace = "device",
+    sketch: Sketch | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    ids: Sequence[int | str] | None = None,
 ) -> Statistics:
     """Measures statistics of the targeted linears over this rank's batches and reduces them to their owners.
+
+    Where a GPU's memory does not hold a batch's activations, the pass begins again with gradient checkpointing, which
+    stays on; so the longest batch comes first at best. Ranks may differ in this: it does not change what is measured.
 
     Args:
         model: the module that holds the targets and runs the forward (under ZeRO the engine's module); its
             parameters stay frozen and unchanged.
         batches: this rank's collated batches: what the model takes, among it `labels` with -100 = ignored, and
-            `index`, -1 for a sample that only fills up the batch.
+            `index`, -1 for a sample that only fills up the batch. Gone through more than once where the sums take
+            several passes, or a pass begins again.
         targets: the linears by qualified name, each with the name of its input.
         wanted: any of "gradient", "second_moment" and "mean_input".
         owners: layer or input name -> the rank that needs the result.
         world: the process group.
         entries: modules below all targets, where the gradient ends.
         token_mask: which tokens of a batch count for second moments.
-        progress: called with the number of samples done on this rank.
+        place: where the sums are kept; it does not change them.
+        sketch: measure two random sketches of each gradient in its place, where they are smaller; the same on all
+            ranks. Those of `in` x `out` linears keep k and 2 k + 1 vectors, and give a gradient of rank k.
+        progress: called with the number of samples done on this rank; where there are several passes, in the mean.
+        ids: the samples' ids by index, to name them; default the indices.
 
     Returns:
         The statistics; tensors of other owners are dropped. Mean inputs are over the batches of the largest size, of
         any rank, that nothing fills up.
 
     Raises:
-        RunError: a targeted layer that no batch reached, no sample with a label, or a value that is not finite.
+        RunError: a targeted layer that no batch reached or whose gradient is zero, no sample with a label, or a value
+            that is not finite.
     """
-    collector = _Collector(targets, wanted, entries)
-    samples = skipped = done = 0
+    sketch = sketch.to(world.device) if sketch else None
+    result = Statistics(sketch=sketch)
+    planned = planned_sums(targets, wanted, sketch.omega.shape[1] if sketch else None)
+    groups = passes(planned, place)
+    home = torch.device("cpu") if place == "host" or len(groups) > 1 else world.device
+    done = 0
+    for group in groups:
+
+        def report(now: int, before: int = done) -> None:
+            progress((before + now) // len(groups))
+
+        def begin(group: Sequence[Sum] = group) -> Collector:
+            sums = HostSums(world.device) if place == "host" else DeviceSums(world.device)
+            return Collector(group, sums, entries, sketch)
+
+        collector, counts = _collect(model, batches, begin, token_mask, world.device, report)
+        done += counts.done
+        _reduce(collector, counts, owners, world, home, ids, result)
+    return result
+
+
+class _Counts(NamedTuple):
+    """Samples of this rank with and without a supervised token, all with those that only fill up, and the indices of
+    those in batches whose loss is not finite.
+    """
+
+    samples: int = 0
+    skipped: int = 0
+    done: int = 0
+    suspects: tuple[int, ...] = ()
+
+
+def save_memory(model: PreTrainedModel) -> None:
+    """Makes the model compute activations again during backward in place of holding them."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+
+
+def saves_memory(model: PreTrainedModel) -> bool:
+    """Whether it does."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def _collect(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    begin: Callable[[], Collector],
+    token_mask: TokenMask,
+    device: torch.device,
+    report: Callable[[int], None],
+) -> tuple[Collector, _Counts]:
+    """One pass over the batches, once more with less memory where it ran out."""
+    try:
+        return _run(model, batches, begin(), token_mask, device, report)
+    except torch.OutOfMemoryError:
+        if saves_memory(model):
+            raise
+    logger.info("a batch's activations do not fit in the GPU's memory: measuring again with gradient checkpointing")
+    gc.collect()
+    torch.cuda.empty_cache()
+    save_memory(model)
+    return _run(model, batches, begin(), token_mask, device, report)
+
+
+def _run(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    collector: Collector,
+    token_mask: TokenMask,
+    device: torch.device,
+    report: Callable[[int], None],
+) -> tuple[Collector, _Counts]:
+    counts = _Counts()
     try:
         for batch in batches:
+            batch = {key: value.to(device) for key, value in batch.items()}
             real = batch["index"] >= 0
             supervised = (batch["labels"] != -100).view(len(real), -1).any(dim=1)
-            samples += int((supervised & real).sum())
-            skipped += int((~supervised & real).sum())
             collector.mask_of = functools.partial(token_mask, batch)
             collector.full = bool(real.all())
-            with torch.set_grad_enabled(GRADIENT in wanted):
+            with torch.set_grad_enabled(collector.needs_gradient):
                 loss = model(**without_index(batch), per_sample=True)["loss"]
                 # Gradient checkpointing runs layers again during backward; they must not be counted twice.
                 collector.mask_of = None
-                if GRADIENT in wanted:
+                if collector.needs_gradient:
                     loss.backward()
-            done += len(real)
-            progress(done)
+            counts = _Counts(
+                counts.samples + int((supervised & real).sum()),
+                counts.skipped + int((~supervised & real).sum()),
+                counts.done + len(real),
+                counts.suspects + (() if torch.isfinite(loss) else tuple(batch["index"][real].tolist())),
+            )
+            report(counts.done)
     finally:
         collector.remove()
-    return _reduce(collector, samples, skipped, owners, world)
+    return collector, counts
 
 
-def _reduce(collector: _Collector, samples: int, skipped: int, owners: Mapping[str, int], world: World) -> Statistics:
-    unreached = sorted(set.intersection(*(set(names) for names in gather_objects(collector.unreached(), world))))
+def _reduce(
+    collector: Collector,
+    counts: _Counts,
+    owners: Mapping[str, int],
+    world: World,
+    home: torch.device,
+    ids: Sequence[int | str] | None,
+    result: Statistics,
+) -> None:
+    """Sums a pass over the ranks and adds the means that this rank owns to the result."""
+    unreached = sorted(set.intersection(*gather_objects(collector.unreached(), world)))
     if unreached:
         raise RunError(
             f"no batch reached {len(unreached)} targeted layers, first {unreached[0]}: the model's forward "
             "bypasses them, so they cannot be adapted; exclude them from the targets."
         )
     collector.agree(world)
-    keys = sorted(collector.keys)
-    device = collector.device
-    totals = torch.tensor([samples, skipped, *(collector.tokens.get(key, 0) for key in keys)], device=device)
-    total_samples, total_skipped, *counted = (int(value) for value in all_reduce_sum(totals, world).tolist())
-    if total_samples == 0:
+    suspects = [index for part in gather_objects(counts.suspects, world) for index in part]
+    named = ", ".join(str(index if ids is None else ids[index]) for index in suspects)
+    batches = f" The loss is not finite in the batches of samples {named}." if suspects else ""
+    planned = sorted(collector.planned, key=lambda item: item.key)
+    tokens = [collector.tokens.get(item.key, 0) for item in planned]
+    totals = torch.tensor([counts.samples, counts.skipped, *tokens], device=world.device)
+    result.samples, result.skipped, *tokens = (int(value) for value in all_reduce_sum(totals, world).tolist())
+    if result.samples == 0:
         raise RunError("no sample of the task has a supervised token, so no gradient can be measured.")
-    tokens = dict(zip(keys, counted, strict=True))
-    reduce_sums(collector.sums, {key: owners[name] for key, (_, name) in collector.keys.items()}, world)
-    result = Statistics(samples=total_samples, skipped=total_skipped)
-    means = {GRADIENT: result.gradients, SECOND_MOMENT: result.second_moments, MEAN_INPUT: result.mean_inputs}
-    for key, (kind, name) in collector.keys.items():
-        if kind == SECOND_MOMENT:
-            result.tokens[name] = tokens[key]
-        if owners[name] != world.rank:
+    for item, seen in zip(planned, tokens, strict=True):
+        if item.kind == SECOND_MOMENT:
+            result.tokens[item.name] = seen
+        total = collector.sums.take(item.key)
+        reduce_sums({item.key: total}, {item.key: owners[item.name]}, world)
+        if owners[item.name] != world.rank:
             continue
-        mean = collector.sums.pop(key).div_(total_samples if kind == GRADIENT else tokens[key])
+        mean = total.div_(result.samples if item.of_gradient else seen)
         if not torch.isfinite(mean).all():
-            raise RunError(f"the {kind} of {name} is not finite; lower the learning rate or use bfloat16.")
-        means[kind][name] = mean
-    return result
-
-
-class _Collector:
-    """Hooks on the targeted linears, and the fp32 sums that they fill."""
-
-    def __init__(
-        self, targets: Mapping[str, LinearTarget], wanted: frozenset[str], entries: Sequence[nn.Module]
-    ) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-        self.keys: dict[str, tuple[str, str]] = {}
-        self.tokens: dict[str, int] = {}
-        """Tokens that went into each sum over inputs."""
-        self.mask_of: Callable[[str], torch.Tensor] | None = None
-        """Which tokens of the running forward pass count at an input; None outside of one."""
-        self.full = True
-        """Whether nothing fills up the running batch."""
-        self.device = next(iter(targets.values())).module.weight.device
-        self._reached: set[str] = set()
-        self._handles: list[Any] = []
-        for name, (module, *_) in targets.items():
-            if GRADIENT in wanted:
-                key = self._key(GRADIENT, name)
-                self._allocate(key, (module.out_features, module.in_features))
-                self._handles.append(module.register_forward_hook(self._gradient_hook(key)))
-        inputs: dict[str, nn.Linear] = {}
-        for module, source, _ in targets.values():
-            inputs.setdefault(source, module)
-        for source, module in inputs.items():
-            if SECOND_MOMENT in wanted:
-                key = self._key(SECOND_MOMENT, source)
-                self._allocate(key, (module.in_features, module.in_features))
-                self._handles.append(module.register_forward_hook(self._moment_hook(key)))
-            if MEAN_INPUT in wanted:
-                self._handles.append(module.register_forward_hook(self._mean_hook(self._key(MEAN_INPUT, source))))
-        if GRADIENT in wanted:
-            # Nothing below the first targeted layer requires grad, so the graph must be started by hand.
-            self._handles += (entry.register_forward_hook(_require_grad) for entry in entries)
-
-    def _key(self, kind: str, name: str) -> str:
-        key = f"{kind}:{name}"
-        self.keys[key] = (kind, name)
-        return key
-
-    def _allocate(self, key: str, shape: tuple[int, ...]) -> None:
-        self.sums[key] = torch.zeros(shape, dtype=torch.float32, device=self.device)
-
-    def _gradient_hook(self, key: str) -> Callable[..., torch.Tensor]:
-        def add(grad: torch.Tensor, x: torch.Tensor) -> None:
-            self._reached.add(key)
-            self.sums[key].addmm_(grad.flatten(0, -2).float().T, x.flatten(0, -2).float())
-
-        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            if not torch.is_grad_enabled() or not output.requires_grad:
-                return output
-            return _AccumulateWeightGradient.apply(output, inputs[0].detach(), add)
-
-        return hook
-
-    def _moment_hook(self, key: str) -> Callable[..., None]:
-        source = self.keys[key][1]
-
-        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
-            if self.mask_of is None:
-                return
-            x = inputs[0].detach()[self.mask_of(source)].flatten(0, -2).float()
-            self._reached.add(key)
-            self.sums[key].addmm_(x.T, x)
-            self.tokens[key] = self.tokens.get(key, 0) + len(x)
-
-        return hook
-
-    def _mean_hook(self, key: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
-            if self.mask_of is None or not self.full:
-                return
-            x = inputs[0].detach().flatten(0, -2).float()
-            if key not in self.sums or self.sums[key].shape[1] < x.shape[0]:
-                self._start_again(key, (x.shape[1], x.shape[0]))
-            if self.sums[key].shape[1] > x.shape[0]:
-                return
-            self._reached.add(key)
-            self.sums[key].add_(x.T)
-            self.tokens[key] = self.tokens.get(key, 0) + len(x)
-
-        return hook
-
-    def _start_again(self, key: str, shape: tuple[int, ...]) -> None:
-        self._allocate(key, shape)
-        self.tokens[key] = 0
-
-    def agree(self, world: World) -> None:
-        """Gives sums over places in a batch the largest shape of all ranks; a rank with another has nothing to add."""
-        own = {key: tuple(tensor.shape) for key, tensor in self.sums.items()}
-        shapes: dict[str, tuple[int, ...]] = {}
-        for part in gather_objects(own, world):
-            shapes.update({key: max(shape, shapes.get(key, shape)) for key, shape in part.items()})
-        for key, shape in shapes.items():
-            if own.get(key) != shape:
-                self._start_again(key, shape)
-
-    def unreached(self) -> list[str]:
-        """Names of sums that no batch has touched."""
-        return sorted(name for key, (_, name) in self.keys.items() if key not in self._reached)
-
-    def remove(self) -> None:
-        """Takes all hooks off."""
-        for handle in self._handles:
-            handle.remove()
-
-
-def _require_grad(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    return output.requires_grad_(True) if torch.is_grad_enabled() else output
+            kind = GRADIENT if item.of_gradient else item.kind
+            raise RunError(
+                f"the {kind} of {item.name} is not finite; lower the learning rate or use bfloat16.{batches}"
+            )
+        if item.of_gradient and not mean.any():
+            raise RunError(
+                f"the gradient of {item.name} is zero on all {result.samples} samples, so nothing can be learned "
+                "there; look for what cuts it off from the loss, or leave it out of lora.targets."
+            )
+        result.of(item.kind)[item.name] = mean.to(home)
+    if suspects:
+        raise RunError(batches.strip())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +22,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llava_cl.config import RunConfig, TrainingConfig
 from llava_cl.data import GlobalBatchSampler
-from llava_cl.distributed import World, gather_objects
-from llava_cl.errors import RunError
-from llava_cl.store import read_json, write_json
-
-_COMPLETE = "complete.json"
+from llava_cl.distributed import World, any_rank, barrier, gather_objects
+from llava_cl.errors import InputError, RunError
+from llava_cl.stopping import Stopped, StopRequest
+from llava_cl.store import append_jsonl, read_json, resume_points
+from llava_cl.store.run_directory import LIVE_LOG
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,14 @@ def deepspeed_config(path: Path | None, device: torch.device) -> dict[str, Any] 
     """The DeepSpeed configuration of a file, with what a CPU needs changed; None without a file.
 
     Raises:
-        InputError: the file is missing or not JSON.
+        InputError: the file is missing, not JSON, or its ZeRO section is none.
     """
     if path is None:
         return None
     content = read_json(path)
+    zero = content.get("zero_optimization", {})
+    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise InputError(f"{path}: field 'zero_optimization': must be an object whose 'stage' is 0, 1, 2 or 3.")
     if device.type == "cpu":
         zero = content.setdefault("zero_optimization", {})
         zero["overlap_comm"] = False
@@ -87,6 +90,7 @@ class StageTrainer(Trainer):
         training: TrainingConfig,
         beside_learning_rate: float | None,
         penalty: Callable[[], torch.Tensor] | None,
+        named: Callable[[int], str],
         callbacks: list[TrainerCallback],
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate, callbacks=callbacks)
@@ -99,6 +103,21 @@ class StageTrainer(Trainer):
         self._beside_learning_rate = beside_learning_rate
         self._penalty = penalty
         self.samples = self.tokens = 0
+        self._named = named
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of the next optimizer step, and its supervised tokens over all ranks.
+
+        Raises:
+            RunError: it has none, so that there is nothing to learn.
+        """
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        if batches and items is not None and not int(items):
+            step = self.state.global_step + 1
+            raise RunError(
+                f"no sample of training step {step} has a label: {self._named(step)}. Correct or remove them."
+            )
+        return batches, items
 
     def compute_loss(
         self,
@@ -170,8 +189,12 @@ class StageTrainer(Trainer):
         return made
 
 
+_EXPLODED = 1000
+"""A loss this many times the first one, or this large, has exploded: a token costs 10 where all are equally likely."""
+
+
 class _Watch(TrainerCallback):
-    """Tells the sampler the epoch, reports progress, stops on a bad loss, and marks resume points complete."""
+    """Tells the sampler the epoch, reports progress, stops on a bad loss, logs steps, marks resume points."""
 
     def __init__(
         self,
@@ -179,11 +202,18 @@ class _Watch(TrainerCallback):
         set_epoch: Callable[[int], None],
         progress: Callable[[int, int], None],
         world: World,
+        stop: StopRequest,
+        named: Callable[[int], str],
     ) -> None:
         self._sampler = sampler
         self._set_epoch = set_epoch
         self._progress = progress
         self._world = world
+        self._stop = stop
+        self._named = named
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._stop.defer()
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # Not every transformers 5 does so itself in the epoch in which training is resumed.
@@ -192,6 +222,9 @@ class _Watch(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._progress(state.global_step, state.max_steps)
+        # All ranks stop after the same step; after the last one there is nothing left to stop.
+        if state.global_step < state.max_steps and any_rank(self._stop.asked, self._world):
+            control.should_save = control.should_training_stop = True
 
     def on_log(
         self,
@@ -201,9 +234,24 @@ class _Watch(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        loss = (logs or {}).get("loss", 0.0)
+        logs = logs or {}
+        if "loss" not in logs:
+            return
+        loss, norm, step = logs["loss"], logs.get("grad_norm", 0.0), state.global_step
+        first = next(row["loss"] for row in state.log_history if "loss" in row)
+        wrong = ""
         if not math.isfinite(loss):
-            raise RunError(f"the training loss is {loss} at step {state.global_step}; lower the learning rate.")
+            wrong = f"the training loss is {loss} at step {step}"
+        elif not math.isfinite(norm):
+            wrong = f"the norm of the gradient is {norm} at step {step}"
+        elif loss > _EXPLODED * max(first, 1.0):
+            wrong = f"the training loss has grown from {first:.4g} to {loss:.4g} at step {step}"
+        if wrong:
+            # Raised before the step's resume point is written.
+            raise RunError(f"{wrong}, on the samples {self._named(step)}; look at them, or lower the learning rate.")
+        if self._world.is_main:
+            assert args.output_dir is not None
+            append_jsonl(Path(args.output_dir) / LIVE_LOG, _row({**logs, "step": state.global_step}))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._world.size > 1:
@@ -211,21 +259,11 @@ class _Watch(TrainerCallback):
         if self._world.is_main:
             assert args.output_dir is not None
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_json(folder / _COMPLETE, {"ranks": self._world.size, "zero": _zero_of(args)})
+            resume_points.record(folder, {"ranks": self._world.size, "zero": _zero_of(args)})
 
 
 def _zero_of(args: TrainingArguments) -> int:
     return zero_stage(args.deepspeed if isinstance(args.deepspeed, dict) else None)
-
-
-def resume_point(folder: Path, ranks: int, zero: int) -> Path | None:
-    """The newest complete checkpoint of the same number of ranks and ZeRO stage, or None."""
-    found = []
-    for mark in folder.glob(f"checkpoint-*/{_COMPLETE}"):
-        facts = read_json(mark)
-        if facts == {"ranks": ranks, "zero": zero}:
-            found.append((int(mark.parent.name.rpartition("-")[2]), mark.parent))
-    return max(found)[1] if found else None
 
 
 def training_arguments(
@@ -306,6 +344,8 @@ def train(
     progress: Callable[[int, int], None],
     set_epoch: Callable[[int], None] = lambda epoch: None,
     penalty: Callable[[], torch.Tensor] | None = None,
+    stop: StopRequest | None = None,
+    ids: Sequence[int | str] | None = None,
 ) -> Trained:
     """Trains one stage, from its newest resume point if there is one.
 
@@ -322,9 +362,12 @@ def train(
         progress: called with steps done and steps in all.
         set_epoch: called with each epoch before its samples are asked for.
         penalty: added to the loss of every optimizer step.
+        stop: asked after every optimizer step; from the first step on requests are deferred.
+        ids: the samples' ids by index, to name them; default the indices.
 
     Raises:
-        RunError: the loss is not finite.
+        RunError: the loss or the gradient is not finite or explodes, or no sample of a step has a label.
+        Stopped: as asked, at a resume point from which the next call goes on.
     """
     training = config.training
     micro_batch = training.micro_batch_for(world.size)
@@ -340,6 +383,10 @@ def train(
         device=world.device,
         deepspeed=deepspeed,
     )
+
+    def named(step: int) -> str:
+        return ", ".join(str(index if ids is None else ids[index]) for index in sampler.global_batch(step))
+
     trainer = StageTrainer(
         model=model,
         args=args,
@@ -349,11 +396,12 @@ def train(
         training=training,
         beside_learning_rate=plan.beside_learning_rate,
         penalty=penalty,
-        callbacks=[_Watch(sampler, set_epoch, progress, world)],
+        named=named,
+        callbacks=[_Watch(sampler, set_epoch, progress, world, stop or StopRequest(), named)],
     )
     resume = None
     if world.is_main:
-        resume = resume_point(folder, world.size, zero_stage(deepspeed))
+        resume = resume_points.newest(folder, {"ranks": world.size, "zero": zero_stage(deepspeed)})
         if resume is None:
             # Parts of resume points of another number of ranks must not mix with new ones.
             shutil.rmtree(folder, ignore_errors=True)
@@ -362,7 +410,15 @@ def train(
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     # Otherwise models that this process loads later would be partitioned on loading, as this one was.
     unset_hf_deepspeed_config()
-    keys = ("step", "epoch", "loss", "learning_rate", "grad_norm")
-    rows = [{key: row[key] for key in keys if key in row} for row in trainer.state.log_history if "loss" in row]
+    if trainer.state.global_step < trainer.state.max_steps:
+        barrier(world)  # no rank may end the others before the resume point is marked complete
+        raise Stopped
+    rows = [_row(row) for row in trainer.state.log_history if "loss" in row]
     counts = gather_objects((trainer.samples, trainer.tokens), world)
     return Trained(rows, *(sum(column) for column in zip(*counts, strict=True)))
+
+
+def _row(logs: Mapping[str, float]) -> dict[str, float]:
+    """What is kept of the Trainer's log of one optimizer step."""
+    keys = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+    return {key: logs[key] for key in keys if key in logs}

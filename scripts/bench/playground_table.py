@@ -3,10 +3,11 @@
     python scripts/bench/playground_table.py --output runs/table --jobs 2
 
 First each method learns the stream's first three tasks with every learning rate of its grid and is scored on the
-validation split; the rate with the best mean final accuracy is kept (for CLIP the best Average, which counts tasks to
-come, too). Then it runs the whole stream with that rate and three other seeds, scored on the test split. "zero_shot"
-is the untouched model. Runs are ordinary run directories, each in one process with one thread: what is there already
-is used again.
+validation split; the rate with the best mean final accuracy is kept. A grid of one rate is not searched: on the vision
+streams all methods share the published rate, that of SplitLoRA's experiments and of KeepLoRA's. Then a method runs the
+whole stream with its rate and three other seeds, scored on the test split. "zero_shot" is the untouched model,
+"heads_alone" trains the heads and leaves the adapters as they start. Runs are ordinary run directories, each in one
+process with one thread: what is there already is used again.
 """
 
 from __future__ import annotations
@@ -32,18 +33,20 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "ucit": _INSTRUCTIONS,
     "dcl": _INSTRUCTIONS,
     "cil": {
-        "sequential": (3e-5, 1e-4, 3e-4, 1e-3),
-        "olora": (3e-5, 1e-4, 3e-4, 1e-3),
-        "inflora": (3e-4, 1e-3, 3e-3),
-        "splitlora": (3e-4, 1e-3, 3e-3),
-        "keeplora": (3e-4, 1e-3, 3e-3),
+        "heads_alone": (1e-9,),
+        "sequential": (1e-3,),
+        "olora": (1e-3,),
+        "inflora": (1e-3,),
+        "splitlora": (1e-3,),
+        "splitlora_gradient": (1e-3,),
+        "keeplora": (1e-3,),
     },
     "mtil": {
         "zero_shot": (),
-        "sequential": (1e-4, 3e-4, 1e-3, 2e-3),
-        "keeplora": (3e-4, 1e-3, 2e-3),
-        "keeplora_mean_feature": (3e-4, 1e-3, 2e-3),
-        "keeplora_plus": (3e-4, 1e-3, 2e-3),
+        "sequential": (1e-3,),
+        "keeplora": (1e-3,),
+        "keeplora_mean_feature": (1e-3,),
+        "keeplora_plus": (1e-3,),
     },
 }
 METRICS = {
@@ -52,8 +55,9 @@ METRICS = {
     "cil": ("LastAll", "AAA", "Forgetting"),
     "mtil": ("Transfer", "Average", "Last"),
 }
-SELECTION_METRIC = {"ucit": "MFN", "dcl": "MFN", "cil": "LastAll", "mtil": "Average"}
 ZERO_SHOT = "zero_shot"
+CONFIGS = {ZERO_SHOT: "keeplora", "heads_alone": "sequential"}
+"""The run files of rows that are no methods."""
 SELECTION_SEED = 100
 SELECTION_TASKS = 3
 
@@ -92,7 +96,7 @@ def run(job: Job, output: Path) -> dict[str, float]:
         f"evaluation.split={job.split}",
         f"evaluation.zero_shot={str(job.method == ZERO_SHOT).lower()}",
     ]
-    method = "keeplora" if job.method == ZERO_SHOT else job.method
+    method = CONFIGS.get(job.method, job.method)
     config = load_config(ROOT / f"configs/runs/playground_{job.stream}_{method}.yaml", overrides)
     if job.split == "validation":
         first = {"tasks": config.benchmark.tasks[:SELECTION_TASKS], "probes": ()}
@@ -100,13 +104,16 @@ def run(job: Job, output: Path) -> dict[str, float]:
     launch = Launch(job.folder(output), until=0 if job.method == ZERO_SHOT else None)
     metrics = execute(config, launch, _Quiet(), after_stage=lambda run: None, run_stage=stage_runner(config))
     if job.method == ZERO_SHOT:
-        return dict.fromkeys(METRICS[job.stream], statistics.mean(metrics["base_row"]))
+        # Without learning, Transfer is the mean over the tasks that it is taken of: all but the first.
+        row = metrics["base_row"]
+        return {**dict.fromkeys(METRICS[job.stream], statistics.mean(row)), "Transfer": statistics.mean(row[1:])}
     summary = {name: metrics["summary"][name] for name in ("MFN", *METRICS[job.stream]) if name in metrics["summary"]}
     return summary if not config.benchmark.probes else {**summary, "Retention": metrics["probes"]["rows"][-1][0]}
 
 
 class _Quiet:
     def checking(self, what: str) -> None: ...
+    def note(self, text: str) -> None: ...
     def stage_begins(self, stage: int, task: str, total: int) -> None: ...
     def event(self, event: object) -> None: ...
     def stage_ends(self, stage: int, metrics: dict[str, object]) -> None: ...
@@ -146,14 +153,15 @@ def main() -> None:
             [
                 Job(stream, method, rate, SELECTION_SEED, "validation")
                 for stream, method in pairs
+                if len(GRIDS[stream][method]) > 1
                 for rate in GRIDS[stream][method]
             ]
         )
         chosen = {
             pair: max(
                 (job for job in search if (job.stream, job.method) == pair),
-                key=lambda job: search[job][SELECTION_METRIC[job.stream]],
-                default=Job(*pair, learning_rate=1e-3, seed=0, split="test"),
+                key=lambda job: search[job]["MFN"],
+                default=Job(*pair, learning_rate=(*GRIDS[pair[0]][pair[1]], 1e-3)[0], seed=0, split="test"),
             ).learning_rate
             for pair in pairs
         }
@@ -171,7 +179,7 @@ def main() -> None:
         for method in (method for own, method in pairs if own == stream):
             results = [result for job, result in final.items() if (job.stream, job.method) == (stream, method)]
             cells = [_spread([result[name] for result in results]) for name in names]
-            rate = f"{chosen[stream, method]:g}" if method != ZERO_SHOT else ""
+            rate = f"{chosen[stream, method]:g}" if method not in CONFIGS else ""
             lines.append(f"| {method} | {rate} | " + " | ".join(cells) + " |")
         tables.append("\n".join(lines))
     text = "\n\n".join(tables) + "\n"

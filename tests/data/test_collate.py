@@ -50,3 +50,45 @@ def test_prompts_pad_on_the_left():
     assert batch["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1]]
     assert "labels" not in batch
     assert "pixel_values" not in batch
+
+
+def test_prompts_about_one_image_share_their_start():
+    def about(image, ids, start, index):
+        pixels = torch.full((1, 3, 2, 2), float(len(image)))
+        return {"input_ids": ids, "index": index, "images": (image,), "start": start, "pixel_values": pixels}
+
+    samples = [
+        about("a", [1, 3, 3, 7], 3, 0),
+        about("bb", [1, 4, 3, 3, 8, 8, 8], 4, 1),
+        about("a", [1, 3, 3, 5, 6], 3, 2),
+    ]
+    batch = collate_prompts(samples, 9)
+    assert batch["start_ids"].tolist() == [[9, 1, 3, 3], [1, 4, 3, 3]]
+    assert batch["start_mask"].tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]
+    assert batch["start_of"].tolist() == [0, 1, 0]
+    assert batch["input_ids"].tolist() == [[9, 9, 7], [8, 8, 8], [9, 5, 6]]
+    assert batch["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1], [0, 1, 1]]
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [1, 2]
+    assert batch["index"].tolist() == [0, 1, 2]
+
+
+def test_the_same_text_before_other_images_is_no_shared_start():
+    samples = [
+        {"input_ids": [1, 3, 7], "index": index, "images": (image,), "start": 2, "pixel_values": torch.ones(1, 3, 2, 2)}
+        for index, image in enumerate("ab")
+    ]
+    batch = collate_prompts(samples, 9)
+    assert "start_ids" not in batch
+    assert batch["input_ids"].tolist() == [[1, 3, 7]] * 2
+    assert len(batch["pixel_values"]) == 2
+
+
+def test_text_alone_beside_questions_about_one_image_shares_no_start():
+    samples = [
+        {"input_ids": [1, 3, 7], "index": index, "images": ("a",), "start": 2, "pixel_values": torch.ones(1, 3, 2, 2)}
+        for index in range(2)
+    ]
+    batch = collate_prompts([*samples, {"input_ids": [1, 5], "index": 2}], 9)
+    assert "start_ids" not in batch
+    assert batch["input_ids"].tolist() == [[1, 3, 7], [1, 3, 7], [9, 1, 5]]
+    assert len(batch["pixel_values"]) == 2

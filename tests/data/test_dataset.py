@@ -15,6 +15,7 @@ from llava_cl.data import (
     TrainRecord,
     VicunaChat,
     collate_train,
+    load_image,
     preprocess_image,
 )
 from llava_cl.errors import InputError
@@ -152,3 +153,25 @@ def test_questions(root, word_level):
     assert IMAGE not in second["input_ids"]
     assert padding["input_ids"] == first["input_ids"]
     assert (first["index"], second["index"], padding["index"]) == (0, 1, -1)
+    assert first["images"] == ("red.png", "green.png")
+    assert first["input_ids"][first["start"] - 1] == IMAGE
+    assert IMAGE not in first["input_ids"][first["start"] :]
+    assert questions.lengths() == [len(first["input_ids"]), len(second["input_ids"])]
+
+
+def test_images_of_a_batch_of_questions_are_read_once(root, word_level, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        "llava_cl.data.dataset.load_image", lambda path, folder: opened.append(path) or load_image(path, folder)
+    )
+    names = ("red.png", "green.png", "red.png", "red.png")
+    questions = QuestionDataset(
+        [QuestionRecord(index, (name,), "what is", "cat") for index, name in enumerate(names)],
+        root,
+        VicunaChat(word_level, IMAGE, 4),
+        **SETTINGS,
+    )
+    samples = questions.__getitems__([3, 1, 0])
+    assert opened == ["red.png", "green.png"]
+    assert [sample["index"] for sample in samples] == [3, 1, 0]
+    assert [colours(sample) for sample in samples] == [[0], [1], [0]]

@@ -17,7 +17,9 @@ from llava_cl.config import ModelConfig
 from llava_cl.data import collate_train
 from llava_cl.distributed import World, share_out
 from llava_cl.models import LinearTarget, family
+from llava_cl.subspace import Sketch
 from llava_cl.training.statistics import Statistics, measure
+from llava_cl.training.sums import SumsPlace
 from ranks import run_ranks
 from tiny import build_model
 from tiny_samples import PAD_ID, build_samples
@@ -25,6 +27,8 @@ from tiny_samples import PAD_ID, build_samples
 pytestmark = pytest.mark.distributed
 
 BOTH = frozenset({"gradient", "second_moment"})
+PLACES: tuple[SumsPlace, ...] = ("device", "host", 1e-5)
+"""The last takes several passes over the tiny model's sums."""
 MODES = ("plain", "ddp", "zero1", "zero2", "zero3")
 KINDS = "iitinittin"  # images, text alone, and samples without a label
 ROUNDING = {"float32": 1e-6, "bfloat16": 3e-2}
@@ -191,3 +195,39 @@ def test_equals_autograd_on_all_samples(measured: dict[str, Statistics], mode: s
 def test_equals_autograd_with_gradient_checkpointing(model_folder: Path, dtype: str, reference: Reference) -> None:
     parts = run_ranks(_measure_under, 2, model_folder, ("plain",), dtype, True)
     _check(_merged([part["plain"] for part in parts]), reference, ROUNDING[dtype])
+
+
+def _measure_in_places(world: World, folder: Path, columns: int | None) -> dict[SumsPlace, dict[str, torch.Tensor]]:
+    llava = family(ModelConfig(path=folder, dtype="float32"))
+    model = llava.load(world.device)
+    targets = llava.linear_targets(model)
+    results = {}
+    for place in PLACES:
+        statistics = measure(
+            model,
+            _batches(world, "plain"),
+            targets,
+            wanted=BOTH,
+            owners=_owners(targets, world.size),
+            world=world,
+            entries=llava.entries(model),
+            token_mask=llava.token_mask,
+            place=place,
+            sketch=Sketch.draw(columns, 40, 40, torch.Generator().manual_seed(1)) if columns else None,
+        )
+        kinds = ("gradient", "range_sketch", "row_sketch", "second_moment")
+        results[place] = {f"{kind}:{name}": value for kind in kinds for name, value in statistics.of(kind).items()}
+    return results
+
+
+@pytest.mark.parametrize("columns", [None, 4])
+def test_ranks_agree_wherever_the_sums_are_kept(model_folder: Path, columns: int | None) -> None:
+    parts = run_ranks(_measure_in_places, 2, model_folder, columns)
+    alone = run_ranks(_measure_in_places, 1, model_folder, columns)[0]
+    for place in PLACES:
+        assert not parts[0][place].keys() & parts[1][place].keys()
+        together = {**parts[0][place], **parts[1][place]}
+        assert together.keys() == alone[place].keys()
+        for key, value in together.items():
+            assert torch.equal(value, {**parts[0]["device"], **parts[1]["device"]}[key]), (place, key)
+            assert _error(value, alone[place][key].double()) < ROUNDING["float32"], (place, key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 import torch
 from training_job import Trained, TrainingJob, run_training
 
+from llava_cl.data import GlobalBatchSampler
 from ranks import RankFailed, run_ranks
+from tiny_samples import build_samples
 
 pytestmark = pytest.mark.distributed
 
@@ -171,16 +174,16 @@ def test_resumed_training_is_the_undisturbed_one(
     killed = job(zero=zero, gradient_b=True, training={"epochs": 2, "checkpoint_every": 2}, die_at=5)
     with pytest.raises(RankFailed, match="died"):
         _run(size, killed)
-    assert json.loads((killed.scratch / "checkpoint-4" / "complete.json").read_text()) == {
-        "ranks": size,
-        "zero": zero or 0,
-    }
+    mark = json.loads((killed.scratch / "checkpoint-4" / "complete.json").read_text())
+    assert mark["facts"] == {"ranks": size, "zero": zero or 0}
     again = dataclasses.replace(killed, die_at=None)
     # The second time all steps are done, as after a kill before the adapter was stored.
     for steps in ([(5, 6), (6, 6)], []):
         for result, expected in zip(_run(size, again), undisturbed(size, zero), strict=True):
             assert result.progress == steps
             _assert_equal(result, expected)
+        live = [json.loads(line) for line in (killed.scratch / "log.jsonl").read_text().splitlines()]
+        assert list({row["step"]: row for row in live}.values()) == result.rows
 
 
 @pytest.mark.parametrize(("size", "zero"), [(1, None), (2, 2)], ids=["alone", "zero2"])
@@ -215,11 +218,76 @@ def test_another_number_of_ranks_starts_again(job: Job, alone: Trained) -> None:
     restarted = _run(1, dataclasses.replace(killed, die_at=None))[0]
     assert restarted.progress[0] == (1, 6)
     _assert_equal(restarted, alone, bound=1e-5)
-    marks = [json.loads(file.read_text()) for file in killed.scratch.glob("checkpoint-*/complete.json")]
+    marks = [json.loads(file.read_text())["facts"] for file in killed.scratch.glob("checkpoint-*/complete.json")]
     assert marks == [{"ranks": 1, "zero": 2}] * len(marks)
 
 
+def test_a_damaged_resume_point_gives_way_to_the_one_before(job: Job, alone: Trained) -> None:
+    killed = job(gradient_b=True, training={"epochs": 2, "checkpoint_every": 1}, die_at=5)
+    with pytest.raises(RankFailed, match="died"):
+        _run(1, killed)
+    file = killed.scratch / "checkpoint-4" / "optimizer.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    resumed = _run(1, dataclasses.replace(killed, die_at=None))[0]
+    assert resumed.progress == [(4, 6), (5, 6), (6, 6)]
+    _assert_equal(resumed, alone)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize(
+    ("size", "zero"),
+    [(1, None), (2, None), (2, 1), (2, 2), (2, 3)],
+    ids=["alone", "ddp", "zero1", "zero2", "zero3"],
+)
+def test_training_that_is_asked_to_stop_goes_on_from_that_step(
+    job: Job, undisturbed: Undisturbed, size: int, zero: int | None, step: int
+) -> None:
+    """Inside an epoch, without regular resume points, and with one rank alone asked."""
+    asked = job(zero=zero, stop_at=step, **TWO_EPOCHS)
+    for result in _run(size, asked):
+        assert result.stopped
+        assert result.progress[-1] == (step, 6)
+    again = _run(size, dataclasses.replace(asked, stop_at=None))
+    for result, expected in zip(again, undisturbed(size, zero), strict=True):
+        assert result.progress == [(number, 6) for number in range(step + 1, 7)]
+        _assert_equal(result, expected)
+
+
+def test_a_request_in_the_last_step_comes_too_late_to_stop(job: Job, alone: Trained) -> None:
+    result = _run(1, job(stop_at=6, **TWO_EPOCHS))[0]
+    assert not result.stopped
+    _assert_equal(result, alone)
+
+
 @pytest.mark.parametrize("zero", [None, 2], ids=["ddp", "zero2"])
-def test_a_loss_that_is_not_finite_stops_the_run(job: Job, zero: int | None) -> None:
-    with pytest.raises(RankFailed, match="RunError: the training loss is nan at step 1"):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(job: Job, zero: int | None) -> None:
+    named = ", ".join(f"sample-{index}" for index in _global_batch(job(), 1))
+    with pytest.raises(RankFailed, match=f"RunError: the training loss is nan at step 1, on the samples {named};"):
         _run(2, job(poison=True, zero=zero))
+
+
+def test_a_training_that_explodes_stops_before_its_resume_point(job: Job) -> None:
+    wild = job(training={"epochs": 2, "learning_rate": 1e6, "checkpoint_every": 1, "scheduler": "constant"})
+    with pytest.raises(RankFailed, match=r"RunError: the .* at step \d, on the samples sample-") as error:
+        _run(1, wild)
+    found = re.search(r"at step (\d), on", str(error.value))
+    assert found is not None
+    kept = [int(mark.parent.name.rpartition("-")[2]) for mark in wild.scratch.glob("*/complete.json")]
+    assert max(kept) == int(found[1]) - 1
+
+
+def test_a_step_without_labels_stops_the_run_and_names_the_samples(job: Job) -> None:
+    with pytest.raises(RankFailed, match=r"no sample of training step 1 has a label: (sample-[0-7](, )?){8}\."):
+        _run(2, job(kinds="n" * 8))
+
+
+def _global_batch(job: TrainingJob, step: int) -> list[int]:
+    """The samples that both ranks together are given for an optimizer step, from what their samplers yield."""
+    lengths = [len(s["input_ids"]) if "pixel_values" in s else -len(s["input_ids"]) for s in build_samples(job.kinds)]
+    given: list[int] = []
+    order = GlobalBatchSampler(lengths, 8, 2, 0, 1, 7)
+    for batch in list(order)[4 * (step - 1) : 4 * step]:
+        given += batch
+    return given

@@ -17,6 +17,7 @@ from llava_cl.data import collate_train
 from llava_cl.distributed import World
 from llava_cl.methods import LoraFactors, build_method
 from llava_cl.models import LinearTarget, family
+from llava_cl.stopping import Stopped, StopRequest
 from llava_cl.training.adapters import attach, collect, trained_a
 from llava_cl.training.trainer import TrainingPlan, deepspeed_config, train
 from tiny import run_content
@@ -40,6 +41,7 @@ class TrainingJob:
         penalty: weight of O-LoRA's penalty on the overlap with `earlier_rows`, or None for none.
         dropout: of the adapters' inputs.
         die_at: the optimizer step at whose end every rank dies, as by a kill.
+        stop_at: the optimizer step in which the last rank alone is asked to stop.
         poison: make the model's weights yield a loss that is not a number.
     """
 
@@ -54,6 +56,7 @@ class TrainingJob:
     dropout: float = 0.0
     dtype: str = "float32"
     die_at: int | None = None
+    stop_at: int | None = None
     poison: bool = False
 
     def config(self) -> RunConfig:
@@ -93,6 +96,7 @@ class Trained:
     factors: dict[str, LoraFactors]
     progress: list[tuple[int, int]]
     whole_afterwards: bool = False
+    stopped: bool = False
 
 
 def run_training(world: World, job: TrainingJob) -> Trained:
@@ -127,36 +131,44 @@ def _train(world: World, job: TrainingJob) -> Trained:
     samples = build_samples(job.kinds)
     lengths = [len(s["input_ids"]) if "pixel_values" in s else -len(s["input_ids"]) for s in samples]
     steps: list[tuple[int, int]] = []
+    stop = StopRequest()
 
     def progress(done: int, total: int) -> None:
         steps.append((done, total))
         if done == job.die_at:
             os._exit(1)
+        # The signal of a cluster reaches ranks at different times.
+        stop.asked |= done == job.stop_at and world.rank == world.size - 1
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         tensors = collate_train(batch, PAD_ID)
         del tensors["index"]
         return tensors
 
-    trained = train(
-        adapted,
-        SampleDataset(samples),
-        lengths,
-        collate,
-        config,
-        TrainingPlan.of(
+    try:
+        trained = train(
+            adapted,
+            SampleDataset(samples),
+            lengths,
+            collate,
             config,
-            1,
-            seed=7,
-            beside_learning_rate=config.training.projector_learning_rate,
-            recompute=config.training.gradient_checkpointing is True,
-        ),
-        deepspeed=deepspeed,
-        world=world,
-        folder=job.scratch,
-        progress=progress,
-        penalty=_penalty(job, adapted, factors),
-    )
+            TrainingPlan.of(
+                config,
+                1,
+                seed=7,
+                beside_learning_rate=config.training.projector_learning_rate,
+                recompute=config.training.gradient_checkpointing is True,
+            ),
+            deepspeed=deepspeed,
+            world=world,
+            folder=job.scratch,
+            progress=progress,
+            penalty=_penalty(job, adapted, factors),
+            stop=stop,
+            ids=[f"sample-{index}" for index in range(len(samples))],
+        )
+    except Stopped:
+        return Trained([], {}, start, factors, steps, stopped=True)
     tensors = collect(adapted, factors, projector, train_a=job.train_a)
     return Trained(trained.rows, tensors, start, factors, steps)
 

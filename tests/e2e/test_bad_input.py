@@ -56,6 +56,10 @@ def _break_json(folder: Path) -> None:
     file.write_text(file.read_text()[:-20])
 
 
+def _empty_task(folder: Path) -> None:
+    (folder / "data/Tone/train.json").write_text("[]")
+
+
 def _no_human_turn(folder: Path) -> None:
     def change(records: list[Any]) -> None:
         records[3]["conversations"] = [{"from": "gpt", "value": "red"}]
@@ -90,6 +94,7 @@ def _escaping_image(folder: Path) -> None:
         (_remove_image, ["Tone-5", "image", "Tone/5.png"]),
         (_truncate_image, ["Tone-6", "image", "Tone/6.png", "cannot be decoded"]),
         (_break_json, ["Colour/train.json", "line"]),
+        (_empty_task, ["Tone/train.json", "holds no records"]),
         (_no_human_turn, ["Colour/train.json", "3", "conversations"]),
         (_answer_without_mask, ["Colour/train.json", "Colour-4", "unmatched_limit"]),
         (_doubled_question, ["Tone/test.json", "1", "question_id"]),

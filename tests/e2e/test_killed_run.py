@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tiny
+from llava_cl.store import read_json, read_jsonl
 from runs import result_hashes, write_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
@@ -63,7 +67,15 @@ def test_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
     assert start(config, killed).wait(300) == 0, (tmp_path / "killed.log").read_text()
     assert result_hashes(killed) == result_hashes(undisturbed)
     assert len(result_hashes(killed)) > 10
-    assert (killed / "report" / "index.html").is_file()
+    assert "data-refresh" not in (killed / "report" / "index.html").read_text()  # nothing follows
+    bases = [stage["basis"] for stage in read_json(killed / "metrics.json")["stages"]]
+    assert all(0 < layer["energy"] <= 1 for basis in bases for layer in basis.values())
+    assert len(bases[0]) > 10
+    curves = EventAccumulator(str(killed / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    for folder in ("01-Colour", "02-Tone"):
+        rows = read_jsonl(killed / "stages" / folder / "train_log.jsonl")
+        points = [(point.step, point.value) for point in curves.Scalars(f"loss/{folder}")]
+        assert points == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in rows]
 
 
 def test_failing_rank_is_named_and_stops_the_job(tmp_path: Path) -> None:
@@ -73,7 +85,7 @@ def test_failing_rank_is_named_and_stops_the_job(tmp_path: Path) -> None:
     (tmp_path / "data/images/Colour/3.png").write_bytes(b"no image")
     assert start(config, tmp_path / "run").wait(300) == 2
     said = (tmp_path / "run.log").read_text()
-    assert "error: stage 1, rank" in said
+    assert re.search(r"error: stage 1, [a-z]+.*, rank \d: ", said)
     assert "Colour/3.png" in said
     assert not processes_of(tmp_path / "run")
 
@@ -87,6 +99,58 @@ def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
     os.kill(ranks[0], signal.SIGKILL)
     assert process.wait(120) == 1
     said = (tmp_path / "run.log").read_text()
-    assert "error: stage 1, rank 1: was ended by SIGKILL" in said
+    assert re.search(r"error: stage 1, [a-z]+.*, rank 1: was ended by SIGKILL", said)
     assert "Connection" not in said
+    assert not processes_of(run)
+
+
+def trained_steps(run: Path) -> int:
+    """Optimizer steps of the running stage that rank 0 has told of."""
+    file = run / "logs" / "progress.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return max((event["done"] for event in events if event["step"] == "train"), default=0)
+
+
+def test_a_run_that_is_asked_to_stop_keeps_its_training_and_says_so(tmp_path: Path) -> None:
+    """As by Ctrl-C, and as a cluster does before it takes a node away."""
+    content = tiny.run_content(tmp_path, evaluation={"zero_shot": False})
+    content["training"]["epochs"] = 150
+    config = write_config(tmp_path, content)
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    assert start(config, undisturbed, "--until", "1").wait(300) == 0, (tmp_path / "undisturbed.log").read_text()
+
+    before = 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = start(config, stopped, "--until", "1")
+        wait_for(lambda: trained_steps(stopped) > before)  # noqa: B023 - called in this round only
+        process.send_signal(number)
+        assert process.wait(120) == 128 + number
+        said = (tmp_path / "stopped.log").read_text()
+        found = re.findall(rf"stopped by {number.name} in stage 1, train .*training up to step (\d+)\.", said)
+        assert len(found) == 1, said
+        assert int(found[0]) > before
+        before = int(found[0])
+        assert not processes_of(stopped)
+        assert not (stopped / "stages/01-Colour/steps/train.json").exists()
+
+    assert start(config, stopped, "--until", "1").wait(300) == 0, (tmp_path / "stopped.log").read_text()
+    assert result_hashes(stopped) == result_hashes(undisturbed)
+
+
+def test_a_rank_that_hangs_is_named_and_all_ranks_end(tmp_path: Path) -> None:
+    """Within the timeout and torchrun's 30 seconds."""
+    content = tiny.run_content(tmp_path, evaluation={"zero_shot": False})
+    content["training"]["epochs"] = 500
+    config, run = write_config(tmp_path, content), tmp_path / "run"
+    process = start(config, run, "--until", "1", "--set", "distributed.timeout_minutes=0.4")
+    wait_for(lambda: trained_steps(run) > 0)
+    ranks = [pid for pid in processes_of(run) if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+    os.kill(ranks[0], signal.SIGSTOP)
+    assert process.wait(240) == 1
+    said = (tmp_path / "run.log").read_text()
+    assert re.search(
+        r"error: stage 1, train \d+/\d+: others waited 0\.4 minutes \(\S+\) in vain for rank 1,",
+        said,
+    ), said
     assert not processes_of(run)

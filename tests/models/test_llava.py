@@ -201,6 +201,58 @@ def test_left_padded_batches_get_the_answers_of_single_prompts(llava: ModelFamil
     assert len({tuple(row) for row in together}) > 1
 
 
+def _prompts(lengths: tuple[int, ...], images: tuple[str, ...]) -> list[dict]:
+    generator = torch.Generator().manual_seed(1)
+    pixels = {image: torch.randn(1, 3, 16, 16, generator=generator) for image in sorted(set(images))}
+    samples = []
+    for index, (length, image) in enumerate(zip(lengths, images, strict=True)):
+        ids = [1, *[IMAGE_TOKEN_ID] * 4, *torch.randint(4, 64, (length,), generator=generator).tolist()]
+        samples.append(
+            {"input_ids": ids, "index": index, "images": (image,), "start": 5, "pixel_values": pixels[image]}
+        )
+    return samples
+
+
+def _answers(llava: ModelFamily, model: nn.Module, samples: list[dict], tokens: int) -> list[list[int]]:
+    batch = collate_prompts(samples, PAD_ID)
+    del batch["index"]
+    with torch.inference_mode():
+        return llava.generate(model, batch, tokens).tolist()
+
+
+def test_a_shared_start_is_read_once_and_changes_no_answer(llava: ModelFamily) -> None:
+    model = llava.load(CPU)
+    model.generation_config.eos_token_id = None
+    samples = _prompts((3, 11, 6, 1, 6), ("a", "b", "a", "a", "b"))
+    alone = [_answers(llava, model, [sample], 6)[0] for sample in samples]
+    seen: list[tuple[int, ...]] = []
+    model.get_submodule("model.vision_tower").register_forward_hook(
+        lambda _module, _inputs, output: seen.append(tuple(output.last_hidden_state.shape[:1]))
+    )
+    assert _answers(llava, model, samples, 6) == alone
+    assert seen == [(2,)]
+    assert len({tuple(row) for row in alone}) > 2
+
+
+def test_rows_that_have_ended_leave_the_batch(llava: ModelFamily) -> None:
+    model = llava.load(CPU)
+    model.generation_config.eos_token_id = None
+    samples = _prompts((3, 11, 6, 1, 6, 9), ("a", "b", "c", "d", "e", "f"))
+    free = _answers(llava, model, samples, 12)
+    # Ids that end some of the answers early, and one of them not at all.
+    stops = sorted({row[2] for row in free[:4]})
+    model.generation_config.eos_token_id = stops
+    sizes: list[int] = []
+    model.get_submodule("lm_head").register_forward_hook(lambda _module, _inputs, output: sizes.append(len(output)))
+    got = _answers(llava, model, samples, 12)
+    for row, whole in zip(got, free, strict=True):
+        end = next((i + 1 for i, token in enumerate(whole) if token in stops), len(whole))
+        assert row == (whole[:end] + [PAD_ID] * len(row))[: len(row)]
+    assert sizes[0] == len(samples)
+    assert sizes[-1] < len(samples)
+    assert len(sizes) == len(got[0])
+
+
 def test_generation_computes_no_logits_but_the_last(llava: ModelFamily) -> None:
     """Those of a whole batch of prompts would be the largest tensor of an evaluation."""
     model = llava.load(CPU)

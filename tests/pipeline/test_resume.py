@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 import tiny
-from llava_cl.errors import InputError
+from llava_cl import __version__
+from llava_cl.errors import InputError, RunError
 from llava_cl.pipeline import stage as stages
 from llava_cl.pipeline import steps
 from llava_cl.pipeline.orchestrator import Launch, execute
-from llava_cl.store import read_json, write_json
+from llava_cl.store import RunDirectory, read_json, write_json
 from runs import Silent, result_hashes, run_here, tiny_config
 
 STEPS = {"initialise": "initialise", "train": "learn", "protect": "protect", "evaluate": "evaluate", "score": "score"}
@@ -47,9 +50,9 @@ def test_interrupted_step_is_repeated_and_nothing_else(
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
     original = getattr(steps, STEPS[step])
 
-    def interrupted(job: object, method: object, stage: int) -> list[Path]:
+    def interrupted(job: object, stage: int) -> list[Path]:
         if when == "after":
-            original(job, method, stage)
+            original(job, stage)
         raise Killed
 
     config = tiny_config(folder, tiny.run_content(folder))
@@ -80,6 +83,7 @@ def test_results_files(undisturbed: Path) -> None:
     assert [len(row) for row in metrics["matrix"]] == [2, 2]
     assert set(metrics["stages"][1]["seconds"]) >= {"load", "measure", "initialise", "train", "remeasure", "protect"}
     assert metrics["stages"][1]["peak_memory_bytes"] > 0
+    assert [stage["loads"] for stage in metrics["stages"]] == [1, 1, 1]
     layer = metrics["stages"][1]["basis"]["model.language_model.layers.0.self_attn.q_proj"]
     before = metrics["stages"][0]["basis"]["model.language_model.layers.0.self_attn.q_proj"]
     assert layer["columns"] == before["columns"] + layer["added"]
@@ -116,6 +120,110 @@ def test_damaged_adapter_is_named_and_never_used(folder: Path, undisturbed: Path
     with pytest.raises(InputError, match=r"adapter_model\.safetensors: has changed since it was recorded"):
         run_here(tiny_config(folder, tiny.run_content(folder)), output)
     assert not (output / "stages" / "02-Tone").exists()
+
+
+def test_redo_sets_the_damaged_stage_aside_and_gives_the_same_bytes(
+    folder: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(undisturbed, output)
+    file = output / "stages/01-Colour/subspace.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    config = tiny_config(folder, tiny.run_content(folder))
+    with pytest.raises(InputError, match=r"01-Colour/subspace\.safetensors: has changed .*--redo 1"):
+        run_here(config, output)
+    watcher = Silent()
+    execute(
+        config,
+        Launch(output, redo=1),
+        watcher,
+        after_stage=lambda run: None,
+        run_stage=stages.stage_runner(config),
+    )
+    assert watcher.begun == [1, 2]
+    assert "discarded/1/01-Colour" in watcher.notes[0]
+    assert (output / "discarded/1/02-Tone/stage.json").is_file()
+    assert result_hashes(output) == result_hashes(undisturbed)
+
+
+def test_every_stored_file_is_covered_by_a_hash(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """One flipped bit in any file of a committed stage is found, whichever file it is, and named."""
+    output = tmp_path / "run"
+    shutil.copytree(undisturbed, output)
+    directory = RunDirectory(output, ["Colour", "Tone"])
+    files = sorted(file for file in (output / "stages/01-Colour").rglob("*") if file.is_file())
+    assert len(files) > 12
+    for file in files:
+        intact = file.read_bytes()
+        content = bytearray(intact)
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        after = directory.stage(2)
+        with pytest.raises(InputError, match="--redo [12]|not valid JSON|" + file.name):
+            directory.stage(1).verify(directory.before(1))
+            after.verify(directory.before(2))
+        file.write_bytes(intact)
+    directory.stage(1).verify(directory.before(1))
+
+
+def test_another_version_of_the_package_is_refused(
+    folder: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_cl.pipeline.orchestrator.__version__", "99.0")
+    with pytest.raises(InputError, match=rf'- llava_cl: "{__version__}"\n\+ llava_cl: "99\.0"\n'):
+        run_here(tiny_config(folder, tiny.run_content(folder)), undisturbed)
+
+
+def test_another_version_of_torch_is_told_and_the_run_goes_on(
+    folder: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(undisturbed, output)
+    found = read_json(output / "run.json")["environment"]
+    monkeypatch.setattr("llava_cl.pipeline.orchestrator.versions", lambda: {**found, "torch": "99.0"})
+    watcher = Silent()
+    run_here(tiny_config(folder, tiny.run_content(folder)), output, watcher)
+    assert [note.splitlines()[1:] for note in watcher.notes] == [[f'- torch: "{found["torch"]}"', '+ torch: "99.0"']]
+
+
+def test_changed_base_model_is_refused(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    content = tiny.run_content(folder)
+    shutil.copytree(folder / "model", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = bytearray(file.read_bytes())
+    weights[-1] ^= 1
+    file.write_bytes(weights)
+    content["model"]["path"] = str(tmp_path / "model")
+    with pytest.raises(InputError, match=r'- base: "[0-9a-f]{64}"\n\+ base: "'):
+        run_here(tiny_config(folder, content), undisturbed)
+
+
+def test_a_second_run_on_the_directory_is_refused(folder: Path, undisturbed: Path) -> None:
+    watcher = Silent()
+    refused = pytest.raises(InputError, match="another run is working on this directory")
+    with RunDirectory(undisturbed, []).locked(), refused:
+        run_here(tiny_config(folder, tiny.run_content(folder)), undisturbed, watcher)
+    assert watcher.begun == []
+
+
+def test_a_disk_that_runs_full_is_named_and_what_was_complete_stays(
+    folder: Path, undisturbed: Path, small_file_system: Path
+) -> None:
+    """A filler leaves room for stage 0 and a part of stage 1; when it is gone the same command ends the run."""
+    config = tiny_config(folder, tiny.run_content(folder))
+    output, filler = small_file_system / "run", small_file_system / "filler"
+    run_here(config, output, until=0)
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+    os.truncate(filler, filler.stat().st_size - 60_000)
+    with pytest.raises(RunError, match=r"stages/01-Colour/.*: cannot be written .*MB are free there"):
+        run_here(config, output)
+    assert (output / "stages/00-base/stage.json").is_file()
+    assert not list(output.rglob(".*.tmp"))
+    filler.unlink()
+    run_here(config, output)
+    assert result_hashes(output) == result_hashes(undisturbed)
 
 
 def test_stage_redone_with_the_same_result_keeps_later_stages(folder: Path, undisturbed: Path, tmp_path: Path) -> None:

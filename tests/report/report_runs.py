@@ -59,25 +59,26 @@ def write_run(root: Path, done: int, *, name: str = "ucit_keeplora", tasks: list
     for number in range(1, done + 1):
         folder = root / "stages" / f"{number:02d}-{tasks[number - 1].replace('/', '_')}"
         write_log(folder, 200 * number)
+        write_json(folder / "scores.json", {"scores": scores(number, tasks)})
         commit(folder)
-    if done:
-        scores = {
-            task: {
-                "scorer": "exact",
-                "score": MATRIX[done - 1][index],
-                "strict_score": None,
-                "items": 3000,
-                "metrics": {"CIDEr": 51.2} if index == 2 else {},
-                "credits": {"q1": 1.0},
-            }
-            for index, task in enumerate(tasks)
-        }
-        write_json(
-            root / "stages" / f"{done:02d}-{tasks[done - 1].replace('/', '_')}" / "scores.json", {"scores": scores}
-        )
     if 0 < done < len(tasks):
         write_log(root / "stages" / f"{done + 1:02d}-{tasks[done].replace('/', '_')}", 90)
     return root
+
+
+def scores(stage: int, tasks: list[str]) -> dict[str, Any]:
+    """The scores of a stage, of one question a task."""
+    return {
+        task: {
+            "scorer": "exact",
+            "score": MATRIX[stage - 1][index],
+            "strict_score": None,
+            "items": 3000,
+            "metrics": {"CIDEr": 51.2} if index == 2 else {},
+            "credits": {"q1": 1.0},
+        }
+        for index, task in enumerate(tasks)
+    }
 
 
 def metrics(done: int, tasks: list[str] | None = None) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def metrics(done: int, tasks: list[str] | None = None) -> dict[str, Any]:
     return {
         "format": 1,
         "tasks": tasks,
-        "matrix": MATRIX[:done],
+        "matrix": [list(row) for row in MATRIX[:done]],
         "base_row": BASE,
         "strict_matrix": None,
         "probes": {

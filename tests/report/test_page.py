@@ -18,20 +18,14 @@ HOSTILE = '<script>alert("1")</script>\' onload="x" & $x^{$'
 def test_full_run(tmp_path: Path) -> None:
     path = write_report(write_run(tmp_path, 6))
     assert path == tmp_path / "report" / "index.html"
-    assert sorted(file.name for file in path.parent.iterdir()) == [
-        "accuracy_matrix.pdf",
-        "accuracy_matrix.png",
-        "curves.pdf",
-        "curves.png",
-        "index.html",
-    ]
+    assert [file.name for file in path.parent.iterdir()] == ["index.html"]
     html = path.read_text(encoding="utf-8")
     page = check_page(html)
-    assert len(html) < 100_000
+    assert len(html) < 120_000
     for text in ("ucit_keeplora", "keeplora on UCIT", "Complete, 6 stages", "74.16", "−1.98", "61.5 GiB"):
         assert text in page.text
-    # one panel a task, a probe, a kind of layer and a stage's loss; two definitions of faint lines
-    assert len(drawings(html)) == 6 + len(PROBES) + 4 + 6 + 2
+    # one panel a task, a probe, a kind of layer (its rank and its energy) and a stage's loss; two of faint lines
+    assert len(drawings(html)) == 6 + len(PROBES) + 2 * 4 + 6 + 2
     assert "prefers-color-scheme: dark" in html
     assert ("meta", "content", "width=device-width, initial-scale=1") in page.attributes
 
@@ -94,7 +88,7 @@ def test_names_cannot_become_markup(tmp_path: Path) -> None:
     page = check_page(html)
     assert HOSTILE in page.text  # the title and the headings show it as it is
     assert ("li", "title", HOSTILE) in page.attributes
-    assert "<script" not in html
+    assert html.count("<script") == 1  # the page's own, see check_page
 
 
 def test_settings_are_shown_flat(tmp_path: Path) -> None:

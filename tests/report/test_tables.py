@@ -4,7 +4,7 @@ import re
 
 from report_runs import stage_cost
 
-from llava_cl.report.load import StageCost
+from llava_cl.report.schema import StageCost
 from llava_cl.report.tables import cost_table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from llava_cl.errors import InputError
-from llava_cl.store import file_hash, read_json, read_jsonl, write_json, write_jsonl, write_text
+from llava_cl.errors import InputError, RunError
+from llava_cl.store import file_hash, read_json, read_jsonl, save_tensors, write_json, write_jsonl, write_text
 from llava_cl.store.files import atomic_path
 
 
@@ -40,6 +42,37 @@ def test_the_new_file_appears_only_when_it_is_complete(tmp_path: Path, monkeypat
     assert list(file.parent.iterdir()) == [file]
 
 
+def _no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file.txt"
+    write_text(file, "old")
+    monkeypatch.setattr(os, "fsync", _no_room)
+    with pytest.raises(RunError, match=r"file\.txt: cannot be written \(No space left on device\); [\d.]+ MB are free"):
+        write_text(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_small_file_system_that_runs_full(small_file_system: Path) -> None:
+    save_tensors(small_file_system / "fits.safetensors", {"a": torch.zeros(1000)}, {})
+    for write in (
+        lambda file: save_tensors(file, {"a": torch.zeros(1_000_000)}, {}),
+        lambda file: write_text(file, "x" * 4_000_000),
+    ):
+        with pytest.raises(RunError, match=r"big: cannot be written .*MB are free"):
+            write(small_file_system / "big")
+    assert [file.name for file in small_file_system.iterdir()] == ["fits.safetensors"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/new\.json: cannot be written"):
+        write_json(tmp_path / "file" / "new.json", {})
+
+
 def test_nothing_is_written_where_a_value_cannot_be_stored(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "a.json", {"loss": math.nan})
@@ -65,7 +98,7 @@ def test_jsonl_holds_one_object_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("read", [read_json, read_jsonl])
 @pytest.mark.parametrize(
     ("content", "named"),
-    [(None, "cannot be read"), (b'{"a": 1}\n{"a"', "not valid JSON|line 2"), (b"\xff\xfe", "JSON")],
+    [(None, "cannot be read"), (b'{"a": 1}\n{"a"', "not valid JSON|line 2"), (b"\xff\xfe", r"is not UTF-8 \(byte 0\)")],
 )
 def test_what_cannot_be_read_is_named(
     tmp_path: Path, read: Callable[[Path], Any], content: bytes | None, named: str

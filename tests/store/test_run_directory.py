@@ -74,7 +74,8 @@ def test_a_damaged_file_of_a_done_step_is_named(stage: StageDirectory, damage: s
     said = {"flipped": "has changed since it was recorded", "missing": "is missing"}[damage]
     with pytest.raises(InputError) as error:
         stage.step_done("train")
-    assert str(error.value).startswith(f"{file}: {said}. Restore it, or move ")
+    assert str(error.value).startswith(f"{file}: {said}. Restore it, or redo ")
+    assert "--redo 1" in str(error.value)
 
 
 def test_a_step_whose_file_does_not_exist_cannot_be_recorded(stage: StageDirectory) -> None:
@@ -97,7 +98,8 @@ def test_commit_covers_the_files_of_all_steps(stage: StageDirectory) -> None:
     assert not stage.committed
     stage.commit("before")
     assert stage.committed
-    assert read_json(stage.manifest)["files"].keys() == {"train_log.jsonl", "adapter/weights", "scores.json"}
+    files = {"train_log.jsonl", "adapter/weights", "scores.json", "steps/train.json", "steps/score.json"}
+    assert read_json(stage.manifest)["files"].keys() == files
     stage.verify("before")
     write_text(stage.scores, "other")
     with pytest.raises(InputError, match=r"scores\.json: has changed"):
@@ -128,9 +130,32 @@ def test_the_place_of_the_base_model_does_not_matter(run: RunDirectory) -> None:
 def test_leftovers_of_interrupted_writes_are_removed(stage: StageDirectory) -> None:
     leftover = stage.adapter / ".weights.123.tmp"
     leftover.write_text("half")
+    write_text(stage.checkpoints / "checkpoint-3" / "optimizer.pt", "scratch of the training that is recorded")
     stage.clear_leftovers()
+    assert not stage.checkpoints.exists()
     assert not leftover.exists()
     assert stage.step_done("train")
+
+
+def test_stages_to_be_done_again_are_set_aside_and_nothing_is_deleted(run: RunDirectory, stage: StageDirectory) -> None:
+    write_text(run.stage(0).subspace, "base")
+    write_text(run.stage(2).train_log, "log")
+    assert {path.name for path in run.set_aside(1)} == {"01-Colour", "02-Tone"}
+    assert run.stage(0).path.exists()
+    assert not stage.path.exists()
+    assert not run.begun
+    assert (run.path / "discarded/1/01-Colour/train_log.jsonl").read_text() == "log"
+    write_text(stage.train_log, "again")
+    assert run.set_aside(1) == [run.path / "discarded/2/01-Colour"]
+    with pytest.raises(InputError, match=r"--redo 1: .* has no stage 1 or later"):
+        run.set_aside(1)
+
+
+def test_leftovers_beside_the_stages_are_removed_when_the_directory_is_opened(run: RunDirectory) -> None:
+    write_text(run.path / ".metrics.json.12.tmp", "half")
+    write_text(run.path / "report" / ".index.html.12.tmp", "half")
+    with run.locked():
+        assert not list(run.path.rglob(".*.tmp"))
 
 
 _HOLD = """

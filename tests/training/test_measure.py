@@ -16,7 +16,8 @@ from llava_cl.data import collate_train
 from llava_cl.distributed import World
 from llava_cl.errors import RunError
 from llava_cl.models import LinearTarget, family
-from llava_cl.training.statistics import Statistics, measure
+from llava_cl.subspace import Sketch
+from llava_cl.training.statistics import Statistics, measure, saves_memory
 from tiny_samples import PAD_ID, build_samples
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -37,14 +38,16 @@ def _measure(
     samples: str | list[dict[str, Any]],
     *wanted: str,
     targets: dict[str, LinearTarget] | None = None,
+    size: int | None = None,
     **options: Any,
 ) -> Statistics:
     targets = targets or _targets(model)
     owners = dict.fromkeys([*targets, *(target.source for target in targets.values())], 0)
-    batch = collate_train(build_samples(samples) if isinstance(samples, str) else samples, PAD_ID)
+    samples = build_samples(samples) if isinstance(samples, str) else samples
+    size = size or len(samples)
     return measure(
         model,
-        [batch],
+        [collate_train(samples[start : start + size], PAD_ID) for start in range(0, len(samples), size)],
         targets,
         wanted=frozenset(wanted),
         owners=owners,
@@ -108,6 +111,19 @@ def test_an_input_that_is_not_finite_is_named(model: PreTrainedModel) -> None:
         _measure(model, "it", "second_moment")
 
 
+def test_samples_whose_loss_is_not_finite_are_named(model: PreTrainedModel) -> None:
+    samples = build_samples("iti")
+    samples[2]["pixel_values"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(RunError, match=r"not finite in the batches of samples a, b, c\."):
+        _measure(model, samples, "gradient", ids=["a", "b", "c"])
+
+
+def test_a_gradient_that_is_zero_is_named(model: PreTrainedModel) -> None:
+    model.get_parameter(f"{BLOCK_0}.self_attn.o_proj.weight").zero_()
+    with pytest.raises(RunError, match=rf"the gradient of {BLOCK_0}\.self_attn\.[qkv]_proj is zero on all 2 samples"):
+        _measure(model, "it", "gradient")
+
+
 @pytest.mark.parametrize("kinds", ["it", "nn"], ids=["success", "failure"])
 def test_the_model_is_left_as_it_was(model: PreTrainedModel, kinds: str) -> None:
     def state() -> Any:
@@ -122,6 +138,86 @@ def test_the_model_is_left_as_it_was(model: PreTrainedModel, kinds: str) -> None
         assert kinds == "nn"
     assert state() == before
     assert all(map(torch.equal, weights, model.parameters()))
+
+
+EVERYTHING = ("gradient", "second_moment", "mean_input")
+
+
+def _tensors(statistics: Statistics) -> dict[str, torch.Tensor]:
+    return {f"{kind}:{name}": value for kind in EVERYTHING for name, value in statistics.of(kind).items()}
+
+
+@pytest.mark.parametrize("place", ["host", 1e-5])
+def test_where_sums_are_kept_does_not_change_a_bit(model: PreTrainedModel, place: Any) -> None:
+    """1e-5 GB are two or three of the tiny model's sums."""
+    runs = 0
+
+    def count(_module: nn.Module, _inputs: Any) -> None:
+        nonlocal runs
+        runs += 1
+
+    expected = _tensors(_measure(model, "itit", *EVERYTHING, size=2))
+    model.register_forward_pre_hook(count)
+    done: list[int] = []
+    measured = _measure(model, "itit", *EVERYTHING, size=2, place=place, progress=done.append)
+    assert (runs > 6) == (place != "host")
+    assert done[-1] == 4 and done == sorted(done)
+    assert (measured.samples, measured.skipped) == (4, 0)
+    found = _tensors(measured)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("place", ["device", "host", 1e-5])
+def test_a_sketch_is_that_of_the_gradient(model: PreTrainedModel, place: Any) -> None:
+    exact = _measure(model, "itit", "gradient", size=2).gradients
+    sketch = Sketch.draw(4, 40, 40, torch.Generator().manual_seed(0))
+    measured = _measure(model, "itit", "gradient", size=2, place=place, sketch=sketch)
+    assert not measured.gradients
+    for name, gradient in exact.items():
+        rows, features = gradient.shape
+        of_range = gradient.double() @ sketch.omega[:features].double()
+        of_rows = sketch.psi[:rows].double().T @ gradient.double()
+        torch.testing.assert_close(measured.range_sketches[name].double(), of_range, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(measured.row_sketches[name].double(), of_rows, rtol=1e-4, atol=1e-6)
+        rebuilt = measured.gradient(name)
+        assert rebuilt is not None
+        assert rebuilt.shape == gradient.shape
+        assert torch.linalg.matrix_rank(rebuilt.double(), rtol=1e-6) <= 4
+
+
+def test_a_sketch_that_saves_nothing_is_not_made(model: PreTrainedModel) -> None:
+    sketch = Sketch.draw(12, 40, 40, torch.Generator().manual_seed(0))
+    measured = _measure(model, "it", "gradient", sketch=sketch)
+    assert measured.gradients.keys() == _targets(model).keys()
+    assert not measured.range_sketches
+
+
+def test_a_pass_that_runs_out_of_memory_begins_again_with_checkpointing(model: PreTrainedModel) -> None:
+    expected = _measure(model, "itit", *EVERYTHING, size=2)
+    checkpointed: list[bool] = []
+
+    def fill(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        checkpointed.append(saves_memory(model))
+        if len(checkpointed) == 2:  # behind the first batch and most of the second
+            raise torch.OutOfMemoryError("too little memory")
+
+    model.get_output_embeddings().register_forward_hook(fill)
+    measured = _measure(model, "itit", *EVERYTHING, size=2)
+    assert checkpointed == [False, False, True, True]
+    assert (measured.samples, measured.tokens) == (expected.samples, expected.tokens)
+    for key, value in _tensors(expected).items():
+        torch.testing.assert_close(_tensors(measured)[key], value, rtol=1e-5, atol=1e-8)
+
+
+def test_too_little_memory_for_checkpointing_is_an_error(model: PreTrainedModel) -> None:
+    def fill(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        raise torch.OutOfMemoryError("too little memory")
+
+    model.get_output_embeddings().register_forward_hook(fill)
+    with pytest.raises(torch.OutOfMemoryError):
+        _measure(model, "it", "gradient")
+    assert not any(target.module._forward_hooks for target in _targets(model).values())
 
 
 def test_progress_counts_samples(model: PreTrainedModel) -> None:

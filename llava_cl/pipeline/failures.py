@@ -1,0 +1,158 @@
+"""Why a job failed: what its ranks leave behind, and the one message that is made of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from llava_cl.errors import InputError, LlavaClError, RunError
+from llava_cl.store import read_json, write_json
+
+_TORCH = Path(torch.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
+_FULL_DISK = 1 << 20
+"""Free bytes below which a disk is called full."""
+_OUT_OF_MEMORY = (
+    "Halve the batch of what it did: training.micro_batch, measurement.batch_size or evaluation.batch_size; the global "
+    "batch stays as it is. docs/troubleshooting.md says what else helps."
+)
+_ROOT_CAUSE = re.compile(
+    r"^\s*rank\s*:\s*(?P<rank>\d+).*?^\s*exitcode\s*:\s*(?P<exitcode>-?\d+)", re.DOTALL | re.MULTILINE
+)
+
+
+def failure_file(run: Path, rank: int) -> Path:
+    """Where a rank says why it failed."""
+    return run / "logs" / f"failure-rank{rank}.json"
+
+
+def report_failure(run: Path, rank: int, error: Exception) -> None:
+    """Tells the orchestrator what ended this rank."""
+    explained = isinstance(error, LlavaClError)
+    message = str(error) if explained else f"{type(error).__name__}: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        message += f"\n{_OUT_OF_MEMORY}"
+    if not explained and shutil.disk_usage(run).free < _FULL_DISK:
+        message += f"\n{_full(run)}"
+    frames = traceback.extract_tb(error.__traceback__)
+    # Errors of the calculation itself, such as a lack of memory, have types of their own.
+    waited = type(error) is RuntimeError or isinstance(error, dist.DistError)
+    _report(
+        run,
+        rank,
+        frames,
+        explained=explained,
+        message=message,
+        exit_code=error.exit_code if isinstance(error, LlavaClError) else 1,
+        waiting=waited and _waits(frames),
+    )
+
+
+def report_end(run: Path, rank: int) -> None:
+    """Tells the orchestrator where this rank's main thread is, before the rank is ended from outside."""
+    if failure_file(run, rank).exists():
+        return
+    frames = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident or 0])
+    _report(run, rank, frames, ended=True, waiting=_waits(frames))
+
+
+def _report(run: Path, rank: int, frames: Sequence[traceback.FrameSummary], **facts: Any) -> None:
+    content = {"explained": False, "ended": False, "exit_code": 1, "message": "", **facts}
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    content |= {"rank": rank, "ranks": ranks, "time": time.time(), "place": _place(frames)}
+    write_json(failure_file(run, rank), content)
+
+
+def _waits(frames: Sequence[traceback.FrameSummary]) -> bool:
+    """Whether the innermost frame is one in which a rank waits for others: a collective, or a backward pass."""
+    innermost = Path(frames[-1].filename)
+    return any(innermost.is_relative_to(_TORCH / part) for part in ("distributed", "autograd"))
+
+
+def _place(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost frame, and the innermost of this package."""
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
+    places = [f"{'/'.join(Path(f.filename).parts[-2:])}:{f.lineno} in {f.name}" for f in (frames[-1], *own[-1:])]
+    return ", from ".join(dict.fromkeys(places))
+
+
+def failure(run: Path, where: str, code: int, log: Path, log_begin: int, timeout_minutes: float) -> LlavaClError:
+    """What to tell the user of a job that failed: the first cause; what other ranks say is only the echo of it.
+
+    Args:
+        run: run directory.
+        where: stage and step, for the message.
+        code: exit code of the launcher.
+        log: the job's log, whose end has torchrun's summary.
+        log_begin: where in it the job began.
+        timeout_minutes: how long ranks wait for one another.
+    """
+    reports = [read_json(file) for file in sorted(log.parent.glob("failure-rank*.json"))]
+    failed = sorted((each for each in reports if not each["ended"]), key=lambda each: each["time"])
+    details = f"Details: {log}"
+    for report in failed:
+        if report["explained"]:
+            kind = InputError if report["exit_code"] == InputError.exit_code else RunError
+            return kind(f"{where}, rank {report['rank']}: {report['message']}\n{details}")
+    killed = _killed(log, log_begin)
+    # NCCL's watchdog aborts the ranks that have waited too long.
+    waited = failed[0]["waiting"] if failed else bool(killed and killed[1] == "SIGABRT")
+    if killed is not None and not (waited and killed[1] == "SIGABRT"):
+        rank, name = killed
+        cause = "; the system does so where memory runs out" if name == "SIGKILL" else ""
+        return RunError(f"{where}, rank {rank}: was ended by {name}{cause}. {details}")
+    own = next((report for report in failed if not report["waiting"]), None)
+    if own:
+        return RunError(f"{where}, rank {own['rank']}: {own['message']}\n{details}")
+    if waited:
+        absent = _absent(reports)
+        if absent:
+            said = f"\nRank {failed[0]['rank']} then had: {failed[0]['message']}" if failed else ""
+            return RunError(
+                f"{where}: others waited {timeout_minutes:g} minutes (distributed.timeout_minutes) in vain for "
+                f"{'; '.join(absent)}.{said}\n{details}"
+            )
+    if failed:
+        return RunError(f"{where}, rank {failed[0]['rank']}: {failed[0]['message']}\n{details}")
+    full = f" {_full(run)}" if shutil.disk_usage(run).free < _FULL_DISK else ""
+    return RunError(f"{where}: the job ended with exit code {code} and no rank said why.{full} {details}")
+
+
+def _absent(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """The ranks that were not waiting for others when the job ended, and what is known of where they were."""
+    elsewhere = [f"rank {each['rank']}, which was at {each['place']}" for each in reports if not each["waiting"]]
+    ranks = {rank for each in reports for rank in range(each["ranks"])}
+    silent = sorted(ranks - {each["rank"] for each in reports})
+    return elsewhere or [f"rank {rank}, which did not answer any more" for rank in silent]
+
+
+def _full(run: Path) -> str:
+    return f"The disk of {run} is full: make room, then run the same command again; what is complete is kept."
+
+
+def _killed(log: Path, begin: int) -> tuple[int, str] | None:
+    """Rank and signal of the first failure that torchrun's summary at the end of the log tells, if it was a signal."""
+    with log.open("rb") as stream:
+        stream.seek(begin)
+        text = stream.read().decode(errors="replace")
+    summary = text.rpartition("Root Cause")[2] if "Root Cause" in text else ""
+    found = _ROOT_CAUSE.search(summary)
+    if found is None:
+        return None
+    code = int(found["exitcode"])
+    # A rank that a signal ends by its own handler has the exit code of a shell.
+    number = -code if code < 0 else code - 128
+    names = {int(each): each.name for each in signal.Signals}
+    return (int(found["rank"]), names[number]) if number in names else None

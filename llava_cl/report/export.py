@@ -1,0 +1,104 @@
+"""The accuracy matrix, the curves and the metrics as files for papers: PNG, PDF, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from llava_cl.report.figures import labelled_rows, write_figures
+from llava_cl.report.load import load_run
+from llava_cl.report.schema import Metrics, first_probed
+from llava_cl.report.text import mean, shown
+from llava_cl.store import write_text
+
+Value = float | None
+
+_ESCAPES = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+def export_run(run_dir: Path) -> list[Path]:
+    """Write what a paper needs into `run_dir/report`, once a stage is done; the files that were written.
+
+    `accuracy_matrix.{png,pdf,csv,tex}`, `curves.{png,pdf,csv}` (with the base's own questions) and
+    `metrics.{csv,tex}`. The LaTeX tables need the package booktabs.
+
+    Raises:
+        InputError: a file of the run is missing or does not follow its schema.
+    """
+    record = load_run(Path(run_dir))
+    folder, metrics = record.directory / "report", record.metrics
+    labels, rows = labelled_rows(metrics)
+    if not rows:
+        return []
+    first = len(metrics.matrix) - len(rows)
+    seen = [mean(row[: number + 1]) if number >= 0 else None for number, row in enumerate(rows, start=first)]
+    table = [[label, *row, average] for label, row, average in zip(labels, rows, seen, strict=True)]
+    summary = metrics.summary or {}
+    names = [name for name in shown([summary]) if summary.get(name) is not None]
+    content = {
+        "accuracy_matrix.csv": _csv(["after", *metrics.tasks, "seen so far"], table),
+        "accuracy_matrix.tex": _latex(
+            "l" + "r" * (len(metrics.tasks) + 1),
+            ["after", *metrics.tasks, "seen so far"],
+            [_latex_row(row, number if number > 0 else None) for number, row in enumerate(table, start=first + 1)],
+        ),
+        "curves.csv": _csv(["stage", "kind", "name", "accuracy"], _points(metrics, rows, first + 1)),
+        "metrics.csv": _csv(["metric", "value"], [[name, summary[name]] for name in names]),
+        "metrics.tex": _latex("r" * len(names), names, [_latex_row([summary[name] for name in names], None)]),
+    }
+    for name, text in content.items():
+        write_text(folder / name, text)
+    return [*write_figures(metrics, folder), *(folder / name for name in content)]
+
+
+def _points(metrics: Metrics, rows: Sequence[Sequence[Value]], first: int) -> list[list[str | Value]]:
+    """Every accuracy as a row of its own: stage, task or probe, name, percent."""
+    points: list[list[str | Value]] = []
+    probes = metrics.probes
+    kinds = (("task", metrics.tasks, rows, first), ("probe", probes.names, probes.rows, first_probed(metrics)))
+    for kind, names, lines, start in kinds:
+        for stage, line in enumerate(lines, start=start):
+            points += [[str(stage), kind, name, value] for name, value in zip(names, line, strict=True)]
+    return points
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[str | Value]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(map(_cell, row) for row in rows)
+    return stream.getvalue()
+
+
+def _latex(columns: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A booktabs table of texts that are LaTeX already, below a header that is escaped here."""
+    lines = [[_escape(name) for name in header], *rows]
+    head, *body = (" & ".join(line) + r" \\" for line in lines)
+    begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end, ""])
+
+
+def _latex_row(row: Sequence[str | Value], bold: int | None) -> list[str]:
+    cells = [_escape(cell) if isinstance(cell, str) else _minus(_cell(cell) or "--") for cell in row]
+    return [rf"\textbf{{{cell}}}" if number == bold else cell for number, cell in enumerate(cells)]
+
+
+def _cell(value: str | Value) -> str:
+    return value if isinstance(value, str) else "" if value is None else f"{value:.2f}"
+
+
+def _minus(number: str) -> str:
+    return f"$-${number[1:]}" if number.startswith("-") and number != "--" else number
+
+
+def _escape(text: str) -> str:
+    return "".join(_ESCAPES.get(character, character) for character in text)

@@ -1,0 +1,79 @@
+"""The page of a run under way: rewritten while a stage goes on, and it reads itself again in the browser."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from llava_cl.pipeline.progress import Event
+from llava_cl.report.load import load_run
+from llava_cl.report.page import render_page
+from llava_cl.report.timeline import timeline
+from llava_cl.store import write_text
+
+SECONDS = 20
+"""Between two versions of the page; more where it takes long to write."""
+MOST_OF_THE_TIME = 0.02
+"""That writing the page may take."""
+
+
+class LivePage:
+    """Writes `report/index.html` of a run while it goes; a watcher of the run, and a context manager.
+
+    When the block ends well, the page is written for the last time, without the request to be read again.
+
+    Args:
+        run_dir: the run directory.
+        seconds: between two versions of the page while a stage goes on.
+    """
+
+    def __init__(self, run_dir: Path, seconds: float = SECONDS) -> None:
+        self._run_dir = run_dir
+        self._seconds = seconds
+        self._status = ""
+        self._answers: str | None = None
+        self._next = 0.0
+
+    def __enter__(self) -> LivePage:
+        return self
+
+    def __exit__(self, failure: object, *_: object) -> None:
+        if failure is None and (self._run_dir / "run.json").is_file():
+            self._write(None)
+
+    def checking(self, what: str) -> None:
+        """Nothing of the run can be shown yet."""
+
+    def note(self, text: str) -> None:
+        """Nothing to show."""
+
+    def stage_begins(self, stage: int, task: str, total: int) -> None:
+        """A stage's job starts."""
+        self._status = f"stage {stage} starts"
+        self._write(SECONDS)
+
+    def event(self, event: Event) -> None:
+        """A step got further."""
+        self._status = f"{event.step} {event.done} of {event.total}" if event.total else event.step
+        if time.monotonic() >= self._next:
+            self._write(SECONDS)
+
+    def stage_ends(self, stage: int, metrics: dict[str, Any]) -> None:
+        """The results are in the page already, see `committed`."""
+
+    def committed(self) -> None:
+        """The results of a stage have been written."""
+        self._answers, self._status = None, ""
+        self._write(SECONDS)
+
+    def _write(self, refresh: int | None) -> None:
+        record = load_run(self._run_dir)
+        if self._answers is None:
+            self._answers = timeline(record)  # they change with the stages alone, and take the most time
+        begin = time.monotonic()
+        status = self._status if refresh else ""
+        page = render_page(record, answers=self._answers, status=status, refresh=refresh)
+        write_text(self._run_dir / "report" / "index.html", page)
+        now = time.monotonic()
+        self._next = now + max(self._seconds, (now - begin) / MOST_OF_THE_TIME)

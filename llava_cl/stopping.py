@@ -1,0 +1,147 @@
+"""Requests to stop: how the command takes SIGINT and SIGTERM, and how the ranks of its job learn of them.
+
+The command notes the first signal and leaves a file in the run directory, which also ranks on other nodes see. In
+training a rank then goes on to the end of its optimizer step, so that a resume point can be written; in every other
+step it ends at once, because what is complete is stored already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPED_CODE = 75
+"""Exit code of a rank that a request ended at once."""
+
+_POLL_SECONDS = 0.5
+_FILE_SECONDS = 1.0
+"""How long after a signal to a rank its command may take to leave the file, where both got it."""
+
+
+class Stopped(BaseException):
+    """A request has ended the run; no `Exception`, so that nothing takes it for a failure it can handle.
+
+    Args:
+        number: the signal.
+        place: where the run was and what is kept, for the message.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM, place: str = "") -> None:
+        self.number = number
+        self.place = place
+        super().__init__(f"stopped by {signal.Signals(number).name}{place}")
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells have it."""
+        return 128 + self.number
+
+
+@contextlib.contextmanager
+def raising() -> Iterator[None]:
+    """Inside the block SIGINT and SIGTERM raise `Stopped`."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    with _handled(stop):
+        yield
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[list[int]]:
+    """Inside the block the first SIGINT or SIGTERM is only put into the list; a second one raises `Stopped`."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise Stopped(number)
+
+    with _handled(note):
+        yield received
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handlers inside the block; signals that are ignored, as SIGINT is under nohup, stay so."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, handler) for number in taken}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class StopRequest:
+    """Whether the run of this rank has been asked to stop. Of itself it never is; see `listen`."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._deferred = False
+
+    def defer(self) -> None:
+        """From now on a request is only noted: what is going on looks at `asked` and ends by itself."""
+        self._deferred = True
+
+    def release(self) -> None:
+        """From now on a request ends the process at once, and so does one that was noted."""
+        self._deferred = False
+        if self.asked:
+            os._exit(STOPPED_CODE)
+
+    def listen(self, file: Path, before_end: Callable[[], None]) -> None:
+        """Takes requests: by the file, or by a signal with which the file comes; any other signal ends the process.
+
+        A thread does so, because a rank that waits for others in a collective cannot. Call it in the main thread.
+
+        Args:
+            file: see `llava_cl.pipeline.launch.stop_file`.
+            before_end: called before a signal without the file ends the process.
+        """
+        receiver, sender = socket.socketpair()
+        sender.setblocking(False)
+        # Written to by the C handler of a signal, also while the main thread runs no Python.
+        signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)
+        keep = (receiver, sender, file, before_end)
+        threading.Thread(target=self._wait, args=keep, name="stop-request", daemon=True).start()
+
+    def _wait(
+        self, receiver: socket.socket, _sender: socket.socket, file: Path, before_end: Callable[[], None]
+    ) -> None:
+        while True:
+            ready = select.select([receiver], [], [], _POLL_SECONDS)[0]
+            numbers = [number for number in receiver.recv(64) if number in SIGNALS] if ready else []
+            # A cluster and the launcher may both pass one signal on: once asked, more of them say nothing new.
+            if numbers and not self.asked and not _appears(file):
+                try:
+                    before_end()
+                finally:
+                    os._exit(128 + numbers[0])
+            if not self.asked and file.exists():
+                self.asked = True
+                if not self._deferred:
+                    os._exit(STOPPED_CODE)
+
+
+def _appears(file: Path) -> bool:
+    end = time.monotonic() + _FILE_SECONDS
+    while not file.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True

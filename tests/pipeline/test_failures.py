@@ -1,0 +1,105 @@
+"""Of all that ranks leave behind when a job fails, the message tells the first cause, with rank, step and place."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from llava_cl.distributed import World
+from llava_cl.errors import InputError, RunError
+from llava_cl.pipeline.failures import failure, report_end, report_failure
+from ranks import run_ranks
+
+SUMMARY = """
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-01-01_00:00:00
+  rank      : {rank} (local_rank: {rank})
+  exitcode  : {code} (pid: 1)
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "logs").mkdir()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    return tmp_path
+
+
+def _told(run: Path, log: str = "") -> Exception:
+    file = run / "logs" / "stage-01.log"
+    file.write_text(log)
+    return failure(run, "stage 1, train 3/6", 1, file, 0, 0.5)
+
+
+def _raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as raised:  # noqa: BLE001 - it shall have a traceback
+        return raised
+
+
+def test_a_failure_that_explains_itself_comes_before_an_earlier_one(run: Path) -> None:
+    report_failure(run, 0, _raised(ConnectionError("closed by peer")))
+    report_failure(run, 1, _raised(InputError("x.png cannot be decoded")))
+    told = _told(run)
+    assert isinstance(told, InputError)
+    assert str(told).startswith("stage 1, train 3/6, rank 1: x.png cannot be decoded\nDetails: ")
+
+
+@pytest.mark.parametrize(("code", "name"), [(-9, "SIGKILL"), (-11, "SIGSEGV"), (143, "SIGTERM")])
+def test_a_rank_that_a_signal_ended_is_named(run: Path, code: int, name: str) -> None:
+    report_failure(run, 0, _raised(RuntimeError("Connection closed by peer")))
+    told = _told(run, SUMMARY.format(rank=1, code=code))
+    assert isinstance(told, RunError)
+    assert str(told).startswith(f"stage 1, train 3/6, rank 1: was ended by {name}")
+
+
+def test_a_job_that_says_nothing_on_a_full_disk(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no rank said why. Details" in str(_told(run))
+    usage = shutil.disk_usage(run)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
+    assert f"The disk of {run} is full: make room" in str(_told(run))
+
+
+def _wait_in_vain(world: World, run: Path) -> None:
+    """Rank 1 hangs in Python; rank 0 waits for it in a collective until that fails, and rank 1 is then ended."""
+    group = dist.new_group(timeout=datetime.timedelta(seconds=2))
+    if world.rank == 1:
+        threading.Timer(4, report_end, (run, 1)).start()
+        time.sleep(6)
+        return
+    try:
+        dist.all_reduce(torch.zeros(1), group=group)
+    except RuntimeError as error:
+        report_failure(run, 0, error)
+
+
+@pytest.mark.distributed
+def test_the_rank_that_hangs_is_named_and_not_the_one_that_waited(run: Path) -> None:
+    run_ranks(_wait_in_vain, 2, run)
+    told = str(_told(run, SUMMARY.format(rank=0, code=1)))
+    assert "others waited 0.5 minutes (distributed.timeout_minutes) in vain for rank 1, which was at" in told
+    assert "test_failures.py" in told and "in _wait_in_vain" in told
+    assert "Rank 0 then had: RuntimeError" in told
+
+
+@pytest.mark.distributed
+def test_a_rank_that_does_not_answer_is_named(run: Path) -> None:
+    run_ranks(_wait_in_vain, 2, run)
+    (run / "logs" / "failure-rank1.json").unlink()
+    assert "in vain for rank 1, which did not answer any more" in str(_told(run))
+
+
+def test_a_gpu_without_memory_says_which_batches_to_halve(run: Path) -> None:
+    report_failure(run, 0, _raised(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")))
+    said = str(_told(run))
+    for part in ("2.00 GiB", "training.micro_batch", "measurement.batch_size", "evaluation.batch_size"):
+        assert part in said
