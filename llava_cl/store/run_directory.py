@@ -131,6 +131,19 @@ class StageDirectory:
         content = {"format": FORMAT, "stage": self.stage, "task": self.task, "files": files, "follows": follows}
         write_json(self.manifest, content)
 
+    def result(self) -> str:
+        """Digest of a committed stage's result: its files but for records and timings, and what it was computed from.
+
+        So a stage that is done again with the same result keeps the later ones.
+        """
+        manifest = read_json(self.manifest, "files", "follows")
+        files = {
+            name: digest
+            for name, digest in manifest["files"].items()
+            if name != self.timings.name and not name.startswith("steps/")
+        }
+        return hashlib.sha256(json.dumps([files, manifest["follows"]], sort_keys=True).encode()).hexdigest()
+
     @property
     def committed(self) -> bool:
         """Whether the stage is complete."""
@@ -197,7 +210,7 @@ class RunDirectory:
     def before(self, stage: int) -> str:
         """Digest of what a stage is computed from: the stage before it, or for stage 0 the run's identity."""
         if stage:
-            return file_hash(self.stage(stage - 1).manifest)
+            return self.stage(stage - 1).result()
         manifest = read_json(self.manifest, "identity", "base", "data")
         facts = {key: manifest[key] for key in ("identity", "base", "data")}
         facts["base"] = facts["base"]["sha256"]

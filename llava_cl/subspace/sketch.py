@@ -66,7 +66,7 @@ class Sketch:
         Raises:
             ValueError: NaN or infinite values.
         """
-        basis = torch.linalg.qr(checked_matrix("range sketch", range_sketch)).Q
-        rows = checked_matrix("row sketch", row_sketch)
-        seen = self.psi[: len(basis)].to(torch.float64).T @ basis
+        basis = torch.linalg.qr(checked_matrix("range sketch", range_sketch).double()).Q
+        rows = checked_matrix("row sketch", row_sketch).double()
+        seen = self.psi[: len(basis)].double().T @ basis
         return (basis @ torch.linalg.lstsq(seen, rows).solution).float()

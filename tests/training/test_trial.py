@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava_cl.config import LoraConfig
@@ -20,6 +21,13 @@ from llava_cl.training.trial import keep_inputs, start_graph, try_step
 CPU = torch.device("cpu")
 BATCH, LENGTH, WIDTH, HIDDEN, BLOCKS, RANK = 4, 96, 64, 160, 5, 4
 LORA = LoraConfig(rank=RANK, alpha=8)
+
+
+@pytest.fixture(autouse=True)
+def _plain_attention() -> Iterator[None]:
+    """Which kernel torch takes otherwise depends on switches that are global."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def _model(device: str) -> Any:
