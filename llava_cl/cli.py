@@ -188,14 +188,23 @@ def export(
         str,
         typer.Option("--format", help="hf (transformers), llava (its authors' layout) or peft (one adapter)."),
     ] = "hf",
+    push_to: Annotated[
+        str | None,
+        typer.Option("--push", metavar="OWNER/NAME", help="Also upload it, to a new private repository of a hub."),
+    ] = None,
 ) -> None:
-    """Write the model after a stage for other programs."""
+    """Write the model after a stage for other programs, with a model card."""
     from llava_cl.logging import setup_logging
     from llava_cl.pipeline.export import export as write
+    from llava_cl.pipeline.hub import check_push, push
 
     setup_logging(level=logging.WARNING)
+    if push_to is not None:
+        check_push(push_to)
     write(run_dir, stage, to, layout)
     Console().print(str(to), highlight=False, soft_wrap=True)
+    if push_to is not None:
+        Console().print(push(to, push_to), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -278,7 +287,8 @@ def main() -> None:
         Console(stderr=True).print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
         sys.exit(stopped.exit_code)
     except LlavaClError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        message = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in f"error: {error}")
+        Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
 
 

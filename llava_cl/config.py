@@ -8,16 +8,19 @@ is written inline changes only the keys it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
+    JsonValue,
     Tag,
     ValidationError,
     field_validator,
@@ -25,10 +28,12 @@ from pydantic import (
 )
 
 from llava_cl.errors import InputError
+from llava_cl.parsing import MAX_YAML_BYTES, parse_yaml, read_text, shown
 
 _SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 _PATHS = ((None, "data_root"), ("model", "path"), ("model", "vision_tower"), ("distributed", "deepspeed"))
 _FILE_SECTIONS = ("benchmark", "model", "method")
+_LONGEST_PATH, _LONGEST_NAME = 1024, 255
 _NOT_IDENTITY = (
     ("", "name"),
     ("", "data_root"),
@@ -49,7 +54,29 @@ _NOT_IDENTITY = (
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+_Path = TypeVar("_Path", str, Path)
+
+
+def _usable(path: _Path) -> _Path:
+    """A path that every system call takes; where one does not, Python raises other errors than for a missing file."""
+    try:
+        name = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half of a surrogate pair, which no path can") from error
+    if b"\0" in name:
+        raise ValueError("holds a zero byte, which no path can")
+    if len(name) > _LONGEST_PATH or max(map(len, name.split(b"/"))) > _LONGEST_NAME:
+        raise ValueError(f"is too long for a path: {_LONGEST_PATH} bytes, {_LONGEST_NAME} between slashes, are allowed")
+    return path
+
+
+_Name = Annotated[str, AfterValidator(_usable)]
+_Place = Annotated[Path, AfterValidator(_usable)]
+_Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+_Count = Annotated[int, Field(gt=0, le=1_000_000)]
 
 
 _TASK_PATHS = ("train", "test", "validation", "images", "references", "validation_references")
@@ -58,17 +85,17 @@ _AnySection = TypeVar("_AnySection", bound=_Section)
 
 
 class _Task(_Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    train: str | None = None
-    test: str
-    validation: str | None = None
+    name: _Label
+    train: _Name | None = None
+    test: _Name
+    validation: _Name | None = None
     records: dict[Part, int] = {}
 
     @field_validator(*_TASK_PATHS, check_fields=False)
     @classmethod
     def _relative(cls, value: str | None) -> str | None:
         if value is not None and Path(value).is_absolute():
-            raise ValueError(f"{value} must be relative to data_root")
+            raise ValueError(f"{shown(value)} must be relative to data_root")
         return value
 
     def paths(self) -> dict[str, str]:
@@ -83,10 +110,10 @@ class TaskConfig(_Task):
     `records` says how many records there should be (`{train: 40000, test: 3000}`); another number is only told.
     """
 
-    images: str
+    images: _Name
     scorer: str
-    references: str | None = None
-    validation_references: str | None = None
+    references: _Name | None = None
+    validation_references: _Name | None = None
     suffix: str = ""
     suffix_by_answer: dict[str, str] = {}
 
@@ -100,7 +127,7 @@ class ClassTaskConfig(_Task):
     `template` makes a sentence of the name for a model that reads.
     """
 
-    classes: Annotated[int, Field(ge=2)] | Annotated[tuple[str | int, ...], Field(min_length=2)]
+    classes: Annotated[int, Field(ge=2)] | Annotated[tuple[_Name | int, ...], Field(min_length=2)]
     names: dict[str, str] = {}
     template: str = "a photo of a {}."
     scorer: Literal["exact"] = "exact"
@@ -154,7 +181,7 @@ class BenchmarkConfig(_Section):
 
     name: str
     description: str = ""
-    aliases: dict[str, str] = {}
+    aliases: dict[_Name, _Name] = {}
     evaluate: Literal["all", "seen"] = "all"
     tasks: tuple[AnyTask, ...] = Field(min_length=1)
     probes: tuple[AnyTask, ...] = ()
@@ -195,8 +222,8 @@ class ModelConfig(_Section):
     """
 
     family: str = "llava"
-    path: Path
-    vision_tower: Path | None = None
+    path: _Place
+    vision_tower: _Place | None = None
     dtype: Literal["float32", "bfloat16", "auto"] = "bfloat16"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     cosine_heads: bool = False
@@ -210,8 +237,8 @@ class MethodConfig(_Section):
     """
 
     name: str
-    options: dict[str, Any] = {}
-    parts: dict[str, dict[str, Any]] = {}
+    options: dict[str, JsonValue] = {}
+    parts: dict[str, dict[str, JsonValue]] = {}
 
 
 class LoraConfig(_Section):
@@ -220,7 +247,7 @@ class LoraConfig(_Section):
     `targets` are the own names of the adapted linears (`[k_proj, v_proj]`); null = all that the model's family adapts.
     """
 
-    rank: int = Field(gt=0)
+    rank: _Count
     alpha: float = Field(gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] | None = None
@@ -229,31 +256,31 @@ class LoraConfig(_Section):
 class TaskTraining(_Section):
     """Hyper-parameters that one task overrides."""
 
-    epochs: int | None = Field(None, gt=0)
+    epochs: _Count | None = None
     learning_rate: float | None = Field(None, gt=0)
 
 
 class TrainingConfig(_Section):
     """Training of one stage. `global_batch` is over all ranks and accumulation steps, `micro_batch` an upper bound."""
 
-    epochs: int = Field(1, gt=0)
+    epochs: _Count = 1
     learning_rate: float = Field(gt=0)
     projector_learning_rate: float | None = Field(None, gt=0, description="null freezes the projector")
     head_learning_rate: float | None = Field(None, gt=0, description="of a task's head; null = learning_rate")
     temperature: float = Field(1.0, gt=0, description="logits of classes are divided by it in the loss")
-    global_batch: int = Field(gt=0)
-    micro_batch: int = Field(gt=0)
+    global_batch: _Count
+    micro_batch: _Count
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     scheduler: Literal["cosine", "linear", "constant", "steps", "one_cycle"] = "cosine"
     milestones: tuple[float, ...] = Field((), description="shares of the training after which 'steps' divides by 10")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(0.0, ge=0, description="0 = no clipping")
-    max_length: int = Field(2048, gt=0)
+    max_length: _Count = 2048
     gradient_checkpointing: bool | Literal["auto"] = Field(
         "auto", description="compute layers again in backward: 'auto' = on a GPU, if its memory would not hold them"
     )
-    checkpoint_every: int | None = Field(None, gt=0, description="optimizer steps between resume points")
-    workers: int = Field(0, ge=0)
+    checkpoint_every: _Count | None = Field(None, description="optimizer steps between resume points")
+    workers: int = Field(0, ge=0, le=1024)
     per_task: dict[str, TaskTraining] = {}
 
     def micro_batch_for(self, ranks: int) -> int:
@@ -281,9 +308,9 @@ class MeasurementConfig(_Section):
     """
 
     ratio: float = Field(0.2, gt=0, le=1)
-    batch_size: int = Field(8, gt=0)
+    batch_size: _Count = 8
     sums: Literal["device", "host"] | Annotated[float, Field(gt=0)] = "device"
-    sketch: int | None = Field(None, gt=0)
+    sketch: _Count | None = None
 
 
 class EvaluationConfig(_Section):
@@ -292,8 +319,8 @@ class EvaluationConfig(_Section):
     `caption_scorer` scores caption tasks; `caption_overlap` needs no Java, and its numbers are not comparable.
     """
 
-    batch_size: int = Field(16, gt=0)
-    max_new_tokens: int = Field(1024, gt=0)
+    batch_size: _Count = 16
+    max_new_tokens: _Count = 1024
     split: Literal["test", "validation"] = "test"
     zero_shot: bool = True
     caption_scorer: Literal["caption", "caption_overlap"] = "caption"
@@ -318,10 +345,10 @@ class DistributedConfig(_Section):
     is asked to stop may take to write its resume point.
     """
 
-    ranks: int | None = Field(None, gt=0)
-    deepspeed: Path | None = None
-    timeout_minutes: float = Field(30, gt=0)
-    grace_seconds: float = Field(60, ge=0)
+    ranks: _Count | None = None
+    deepspeed: _Place | None = None
+    timeout_minutes: float = Field(30, gt=0, le=100_000)
+    grace_seconds: float = Field(60, ge=0, le=100_000)
 
 
 class RunConfig(_Section):
@@ -330,12 +357,12 @@ class RunConfig(_Section):
     `report_to` lists where curves are also written; null = TensorBoard, if its package is installed.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: _Label
     seed: int = 42
     benchmark: BenchmarkConfig
     model: ModelConfig
     method: MethodConfig
-    data_root: Path
+    data_root: _Place
     lora: LoraConfig
     training: TrainingConfig
     images: ImagesConfig = ImagesConfig()
@@ -378,14 +405,8 @@ class RunConfig(_Section):
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file.") from error
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
+    text = read_text(path, "give the path of a YAML file", MAX_YAML_BYTES)
+    content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping of keys to values at the top level.")
     return content
@@ -410,32 +431,52 @@ def _anchor(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     for section, key in _PATHS:
         inside = content if section is None else content.get(section)
         if isinstance(inside, dict) and isinstance(inside.get(key), str):
-            place = folder / Path(inside[key]).expanduser()
-            inside = {**inside, key: str(place.resolve())}
+            inside = {**inside, key: str(_place(folder, inside[key]))}
             content = inside if section is None else {**content, section: inside}
     return content
 
 
-def _resolve(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _place(folder: Path, path: str) -> Path:
+    """A path of a file in `folder`, absolute; one that cannot be is left, and refused where it is used."""
+    try:
+        return (folder / Path(path).expanduser()).resolve()
+    except (OSError, RuntimeError, ValueError):  # a link to itself, the home of nobody, a zero byte
+        return folder / path
+
+
+@contextlib.contextmanager
+def _named_by(source: str, key: str) -> Iterator[None]:
+    """Adds to what is wrong with a file where it is named."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(*(f"{problem} ({key} of {source})" for problem in error.problems)) from error
+
+
+def _resolve(content: dict[str, Any], folder: Path, source: str) -> dict[str, Any]:
     """Reads the sections that name a file and makes paths absolute, both relative to `folder`."""
     content = dict(content)
     for section in _FILE_SECTIONS:
         if isinstance(content.get(section), str):
-            file = folder / Path(content[section]).expanduser()
-            content[section] = _anchor({section: _read_yaml(file)}, file.parent)[section]
+            file = _place(folder, content[section])
+            with _named_by(source, section):
+                content[section] = _anchor({section: _read_yaml(file)}, file.parent)[section]
     return _anchor(content, folder)
 
 
 def _load_content(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    path = path.resolve()
+    path = _place(Path.cwd(), str(path))
     if path in seen:
         raise InputError(f"{path}: extends itself through {' -> '.join(str(p.name) for p in seen)}.")
     content = _read_yaml(path)
     from_files = [section for section in _FILE_SECTIONS if isinstance(content.get(section), str)]
-    content = _resolve(content, path.parent)
+    content = _resolve(content, path.parent, str(path))
     base = content.pop("extends", None)
     if base is not None:
-        inherited = _load_content(path.parent / str(base), (*seen, path))
+        if not isinstance(base, str):
+            raise InputError(f"{path}: extends: must be the path of a run file, is {shown(base)}.")
+        with _named_by(str(path), "extends"):
+            inherited = _load_content(_place(path.parent, base), (*seen, path))
         content = _merge({key: value for key, value in inherited.items() if key not in from_files}, content)
     return content
 
@@ -465,10 +506,7 @@ def apply_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dic
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise InputError(f"--set {override}: write it as key=value, for example training.epochs=2.")
-        try:
-            nested: Any = yaml.safe_load(value) if value else ""
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {override}: the value is not valid YAML ({error}).") from error
+        nested: Any = parse_yaml(value, f"--set {override}") if value else ""
         for part in reversed(key.split(".")):
             nested = {part: nested}
         result = _merge(result, nested)
@@ -497,7 +535,7 @@ def validate_config(content: Mapping[str, Any], source: str, overrides: Iterable
     Raises:
         InputError: one problem for each wrong key.
     """
-    config = _validated(RunConfig, _resolve(apply_overrides(content, overrides), Path.cwd()), source)
+    config = _validated(RunConfig, _resolve(apply_overrides(content, overrides), Path.cwd(), source), source)
     benchmark = _with_folders(_with_aliases(config.benchmark, config.data_root), config.data_root)
     return config.model_copy(update={"benchmark": benchmark})
 
@@ -572,14 +610,14 @@ def _validated(model: type[_AnySection], content: Mapping[str, Any], source: str
         return model.model_validate(content)
     except ValidationError as error:
         problems = []
-        for item in error.errors():
+        for item in error.errors(include_url=False, include_context=False, include_input=False):
             # Of a union pydantic also names the kind of task that it took.
             place = [
                 part
                 for last, part in zip((None, *item["loc"]), item["loc"], strict=False)
                 if not (isinstance(last, int) and part in _KINDS)
             ]
-            where = ".".join(map(str, place)) or "the file"
+            where = ".".join(str(part) if len(str(part)) <= 100 else shown(part) for part in place) or "the file"
             reason = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
             problems.append(f"{source}: {where}: {reason}")
         raise InputError(*problems) from error

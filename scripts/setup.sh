@@ -20,7 +20,7 @@ _make_venv() {
     local pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$LLAVA_CL_ROOT/constraints.txt")
     # DeepSpeed's build asks for torch, so torch comes first and the build sees this environment.
     "${pip[@]}" torch setuptools wheel packaging py-cpuinfo
-    DS_BUILD_OPS=0 "${pip[@]}" --no-build-isolation -e "$LLAVA_CL_ROOT[train,dev]"
+    DS_BUILD_OPS=0 "${pip[@]}" --no-build-isolation -e "${LLAVA_CL_ROOT}[train,dev]"
     echo "$wanted" > "$stamp"
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, types and all tests, in two processes of one thread each; options go to pytest (-n 0 for one process).
+# Lint, types, shellcheck and all tests, in two processes of one thread each; options go to pytest (-n 0 for one process).
 # The report is tested in Chromium; root on Debian gets it installed, and without it these tests are skipped.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

@@ -13,7 +13,12 @@ esac
 benchmark=${BENCHMARK:-$benchmark} method=${METHOD:-$method}
 if [ -n "${LLAVA_CL_MODEL:-}" ] && [ -n "${LLAVA_CL_DATA:-}" ]; then
     run=${benchmark}_$method
-    paths=(--set "model.path=$LLAVA_CL_MODEL" --set "data_root=$LLAVA_CL_DATA")
+    # Values of --set are YAML, where a quoted text takes any path as it is.
+    quote="'"
+    paths=(
+        --set "model.path='${LLAVA_CL_MODEL//$quote/$quote$quote}'"
+        --set "data_root='${LLAVA_CL_DATA//$quote/$quote$quote}'"
+    )
 elif [ -n "${LLAVA_CL_MODEL:-}${LLAVA_CL_DATA:-}" ]; then
     echo "error: set both LLAVA_CL_MODEL and LLAVA_CL_DATA for a real run, or neither for the playground." >&2
     exit 2

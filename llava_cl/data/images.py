@@ -11,11 +11,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from llava_cl.errors import InputError
+from llava_cl.parsing import shown
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_SIDE = 16_384
 """Longest side of an image file in pixels: padded to a square, a larger one takes over 800 MB."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""Formats that are read, by Pillow's names; its other readers are little used, and that of EPS starts a program."""
 
 
 def preprocess_image(
@@ -78,12 +81,15 @@ def load_image(path: str, root: Path) -> Image.Image:
         root: the data set's image folder. A path that leaves it, also through a symbolic link, is refused.
 
     Returns:
-        An RGB image.
+        An RGB image: the first of an animation, of 16 bits the upper eight, not turned by EXIF orientation.
 
     Raises:
-        InputError: the file is missing, outside `root`, larger than `MAX_SIDE`, or cannot be decoded.
+        InputError: the file is missing, outside `root`, larger than `MAX_SIDE`, of a kind that is not read, or damaged.
     """
     with _opened(path, root) as image:
+        if image.mode.startswith("I"):
+            # Pillow would make every value above 255 white.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image.convert("RGB")
 
 
@@ -110,17 +116,27 @@ def _opened(path: str, root: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # below its error, the limit is MAX_SIDE
-            with Image.open(file) as opened:
+            with Image.open(file, formats=FORMATS) as opened:
                 if max(opened.size) > MAX_SIDE:
                     width, height = opened.size
                     raise InputError(
                         f"image {file} has {width} x {height} pixels, more than {MAX_SIDE} on a side: shrink it or "
                         "remove its record"
                     )
+                if opened.mode == "F" or (opened.mode == "I" and opened.format != "PNG"):
+                    raise InputError(
+                        f"image {file} has values of 32 bits, whose black and white nothing states: save it with 8 or "
+                        "16 bits"
+                    )
                 yield opened
     except Image.DecompressionBombError as error:
         raise InputError(f"image {file} is too large ({error}): shrink it or remove its record") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
+    except InputError:
+        raise
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(FORMATS)
+        raise InputError(f"image {file} cannot be decoded: none of {kinds}, or damaged; replace it") from error
+    except Exception as error:  # what Pillow raises for damaged bytes is neither documented nor few
         raise InputError(f"image {file} cannot be decoded ({error}): replace the file or remove its record") from error
 
 
@@ -130,13 +146,18 @@ def resolve_image(path: str, root: Path) -> Path:
     Raises:
         InputError: `path` is absolute, leaves `root`, or names no file.
     """
-    folder = Path(root).resolve()
-    file = (folder / path).resolve()
+    try:
+        folder = Path(root).resolve()
+        file = (folder / path).resolve()
+        there = file.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a zero byte
+        raise InputError(f"image path {shown(path)} in {root} is no path that can be used ({error})") from error
     if Path(path).is_absolute() or not file.is_relative_to(folder):
         raise InputError(
-            f"image path {path!r} leaves the image folder {root}: give a path that stays in it, symbolic links included"
+            f"image path {shown(path)} leaves the image folder {root}: give a path that stays in it, symbolic links "
+            "included"
         )
-    if not file.is_file():
+    if not there:
         raise InputError(f"image {file} does not exist: check the image folder and the record's path")
     return file
 

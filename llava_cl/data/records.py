@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from llava_cl.data.conversation import count_image_turns
 from llava_cl.errors import InputError
+from llava_cl.parsing import SURROGATE, parse_json, read_text, shown
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,10 @@ def load_train_records(path: Path) -> list[TrainRecord]:
     for index, raw in enumerate(_read_array(path)):
         found = len(problems)
         record = _object(raw, index, problems)
+        named = next((key for key in ("id", "question_id") if isinstance(record.get(key), str | int)), None)
+        id_: Any = record[named] if named else index
+        if named and (fault := _id_fault(id_)):
+            problems.add(index, named, fault)
         images = _images(record, index, problems)
         turns = _conversations(record, index, problems)
         if len(problems) > found:
@@ -76,8 +80,7 @@ def load_train_records(path: Path) -> list[TrainRecord]:
             )
             continue
         unseen += bool(images) and marked == 0
-        named = [record[key] for key in ("id", "question_id") if isinstance(record.get(key), str | int)]
-        records.append(TrainRecord(named[0] if named else index, images, turns))
+        records.append(TrainRecord(id_, images, turns))
     problems.raise_any()
     if unseen:
         logger.warning("%s: %d records have an image but no turn with <image>; it is not used", path, unseen)
@@ -96,11 +99,12 @@ def load_question_records(path: Path) -> list[QuestionRecord]:
     for index, raw in enumerate(_read_array(path)):
         record = _object(raw, index, problems)
         id_: Any = record.get("question_id")
-        if isinstance(id_, bool) or not isinstance(id_, str | int):
-            problems.add(index, "question_id", "must be a string or an integer")
+        fault = _id_fault(id_)
+        if fault:
+            problems.add(index, "question_id", fault)
             id_ = index
         elif id_ in first_use:
-            problems.add(index, "question_id", f"{id_!r} is that of record[{first_use[id_]}] too: make ids unique")
+            problems.add(index, "question_id", f"{shown(id_)} is that of record[{first_use[id_]}] too: make ids unique")
         else:
             first_use[id_] = index
         images = _images(record, index, problems)
@@ -130,25 +134,28 @@ def load_caption_references(path: Path) -> dict[int, CaptionReference]:
         raise InputError(f"{path}: must be a JSON object with the lists 'images' and 'annotations'")
     names: dict[int, str] = {}
     captions: dict[int, list[str]] = {}
+    places: dict[int, int] = {}
     for index, raw in enumerate(content["images"]):
         image = _object(raw, index, problems, "images")
         id_ = image.get("id")
-        if not isinstance(id_, int) or id_ in names:
-            problems.add(index, "id", f"{id_!r} is not an integer or is used twice", "images")
+        if isinstance(id_, bool) or not isinstance(id_, int) or id_ in names:
+            problems.add(index, "id", f"{shown(id_)} is not an integer or is used twice", "images")
             continue
         names[id_] = _text(image, "file_name", index, problems, "images")
         captions[id_] = []
+        places[id_] = index
     for index, raw in enumerate(content["annotations"]):
         annotation = _object(raw, index, problems, "annotations")
         caption = _text(annotation, "caption", index, problems, "annotations")
         image_id = annotation.get("image_id")
-        if isinstance(image_id, int) and image_id in captions:
+        if not isinstance(image_id, bool) and isinstance(image_id, int) and image_id in captions:
             captions[image_id].append(caption)
         else:
-            problems.add(index, "image_id", f"{image_id!r} is the id of no image", "annotations")
-    for index, id_ in enumerate(names):
+            problems.add(index, "image_id", f"{shown(image_id)} is the id of no image", "annotations")
+    for id_, index in places.items():
         if not captions[id_]:
-            problems.add(index, "id", f"image {id_} ({names[id_]}) has no caption: get the complete file", "images")
+            what = f"image {shown(id_)} ({shown(names[id_])}) has no caption: get the complete file"
+            problems.add(index, "id", what, "images")
     problems.raise_any()
     return {id_: CaptionReference(names[id_], tuple(captions[id_])) for id_ in names}
 
@@ -176,17 +183,8 @@ class _Problems:
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}): check the path in the configuration") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); "
-            "the file may be cut short or hold one object per line in place of an array"
-        ) from error
+    text = read_text(Path(path), "check the path in the configuration")
+    return parse_json(text, str(path), hint="; the file may be cut short or hold one object per line, not an array")
 
 
 def _read_array(path: Path) -> list[Any]:
@@ -214,10 +212,16 @@ def _text(record: dict[str, Any], field: str, index: int, problems: _Problems, p
     return value
 
 
+def _id_fault(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return "must be a string or an integer"
+    return _text_fault(value) if isinstance(value, str) else None
+
+
 def _text_fault(value: Any) -> str | None:
     if not isinstance(value, str):
         return f"is {'missing' if value is None else 'a ' + type(value).__name__}, but must be a string"
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if SURROGATE.search(value):
         return "holds half of a surrogate pair, which is no character: mend the file's \\u escapes"
     return None
 
@@ -230,6 +234,9 @@ def _images(record: dict[str, Any], index: int, problems: _Problems) -> tuple[st
     paths = [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) and path for path in paths):
         problems.add(index, "image", "must be a path or a list of paths; leave it out for text only")
+        return ()
+    if any(SURROGATE.search(path) or "\0" in path for path in paths):
+        problems.add(index, "image", "holds what no path can: a zero byte or half of a surrogate pair")
         return ()
     return tuple(paths)
 

@@ -23,6 +23,8 @@ from llava_cl.pipeline.launch import environment, torchrun
 PACKAGES = ("llava_cl", "torch", "transformers", "peft", "deepspeed", "accelerate", "safetensors")
 TRIAL_SECONDS = 120
 """How long the ranks' trial may take."""
+LITTLE_DISK = 20e9
+_TRIAL_ADVICE = "Look for a firewall or a wrong interface (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME; NCCL_DEBUG=INFO)."
 
 State = Literal["ok", "note", "problem"]
 
@@ -53,6 +55,7 @@ def diagnose(ranks: int) -> Iterator[Finding]:
         missing = version == "not installed"
         yield Finding(subject, *(("problem", f"{version}: install llava_cl[train]") if missing else ("ok", version)))
     yield from _hardware()
+    yield _deepspeed_operators()
     yield _optional("FlashAttention-2", check_flash_attention)
     yield _optional("COCO caption metrics", check_coco_tools)
     yield _trial(ranks)
@@ -61,14 +64,33 @@ def diagnose(ranks: int) -> Iterator[Finding]:
 def _hardware() -> Iterator[Finding]:
     memory, disk = psutil.virtual_memory().total, shutil.disk_usage(Path.cwd()).free
     yield Finding("CPU", "ok", f"{os.cpu_count()} cores, {memory / 1e9:.0f} GB of memory")
-    yield Finding("disk", "ok", f"{disk / 1e9:.0f} GB free in {Path.cwd()}")
+    free = f"{disk / 1e9:.0f} GB free in {Path.cwd()}"
+    if disk < LITTLE_DISK:
+        yield Finding("disk", "note", f"{free}: little for a large model; llava-cl check says what a run needs")
+    else:
+        yield Finding("disk", "ok", free)
     if not torch.cuda.is_available():
-        yield Finding("GPU", "note", "none that torch can use: runs go on the CPU")
+        yield Finding("backend", "ok", "gloo")
+        yield Finding("GPU", "note", "none that torch can use: runs go on the CPU; if there is one, see nvidia-smi")
+    elif torch.distributed.is_nccl_available():
+        yield Finding("backend", "ok", f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}")
+    else:
+        yield Finding("backend", "problem", "this torch has no NCCL: install the build of torch for CUDA")
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         bf16 = (device.major, device.minor) >= (8, 0)
         detail = f"{device.name}, {device.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}"
         yield Finding(f"GPU {index}", "ok" if bf16 else "note", detail + ("" if bf16 else ", bfloat16 is slow on it"))
+
+
+def _deepspeed_operators() -> Finding:
+    """Which compiled operators DeepSpeed was built with; runs need none, as the optimizer is torch's."""
+    try:
+        from deepspeed.git_version_info import installed_ops
+    except ImportError as error:
+        return Finding("DeepSpeed operators", "problem", f"deepspeed cannot be imported ({error}): install it again")
+    built = ", ".join(sorted(name for name, there in installed_ops.items() if there))
+    return Finding("DeepSpeed operators", "ok", f"{built or 'none'} built, none needed")
 
 
 def check_flash_attention() -> None:
@@ -98,9 +120,10 @@ def _trial(ranks: int) -> Finding:
             timeout=TRIAL_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        return Finding(subject, "problem", f"had not summed one number after {TRIAL_SECONDS} s")
+        return Finding(subject, "problem", f"had not summed one number after {TRIAL_SECONDS} s. {_TRIAL_ADVICE}")
     if trial.returncode:
-        return Finding(subject, "problem", f"could not sum one number:\n{trial.stderr.strip()[-2000:]}")
+        said = trial.stderr.strip()[-2000:]
+        return Finding(subject, "problem", f"could not sum one number. {_TRIAL_ADVICE}\n{said}")
     return Finding(subject, "ok", trial.stdout.strip())
 
 

@@ -22,7 +22,7 @@ def describe(config: RunConfig, launch: Launch) -> dict[str, Any]:
         InputError: the configuration contradicts itself or names what does not exist.
     """
     ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
-    total = ranks * hosts(launch.hostfile)
+    total = ranks * hosts(launch.hostfile, launch.output)
     check_plan(config, total)
     output = launch.output.resolve()
     missing = [str(path) for path in (config.model.path / "config.json", config.data_root) if not path.exists()]

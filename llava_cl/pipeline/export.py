@@ -10,6 +10,7 @@ import torch
 from llava_cl.distributed import World
 from llava_cl.errors import InputError
 from llava_cl.pipeline.job import Job, recorded_config
+from llava_cl.pipeline.model_card import write_card
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.store import RunDirectory, read_json
 from llava_cl.store.fingerprint import fingerprint_model
@@ -19,7 +20,7 @@ PEFT = "peft"
 
 
 def export(path: Path, stage: int, folder: Path, layout: str) -> None:
-    """Writes the model as it is after a stage.
+    """Writes the model as it is after a stage, with a model card.
 
     Args:
         path: run directory.
@@ -50,7 +51,7 @@ def export(path: Path, stage: int, folder: Path, layout: str) -> None:
         problems.append(f"--to {folder}: exists; give a new folder.")
     if problems:
         raise InputError(*problems)
-    if layout != PEFT and fingerprint_model(job.family.folders()) != read_json(run.manifest)["base"]["sha256"]:
+    if layout != PEFT and fingerprint_model(job.family.folders()) != read_json(run.manifest, "base")["base"]["sha256"]:
         raise InputError(f"{config.model.path}: is not the base model that {path} was made with; put that one there.")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -60,6 +61,7 @@ def export(path: Path, stage: int, folder: Path, layout: str) -> None:
             combine([run.stage(number).adapter for number in range(1, stage + 1)], partial)
         else:
             job.family.save(job.load_model(stage), partial, layout)
+        write_card(partial, config, run, stage, layout)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -38,12 +38,15 @@ def recorded_config(run: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """The configuration that a run directory records.
 
     Raises:
-        InputError: the directory holds no run.
+        InputError: the directory holds no run, or its record is damaged.
     """
     manifest = run / "run.json"
     if not manifest.is_file():
         raise InputError(f"{run}: holds no run.json; give the directory of a run.")
-    return validate_config(read_json(manifest)["config"], str(manifest), overrides)
+    content = read_json(manifest, "config")["config"]
+    if not isinstance(content, dict):
+        raise InputError(f"{manifest}: field 'config': must be an object.")
+    return validate_config(content, str(manifest), overrides)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 
 from llava_cl.config import DistributedConfig
 from llava_cl.errors import InputError
+from llava_cl.parsing import read_text, shown
 from llava_cl.pipeline.failures import failure
 from llava_cl.pipeline.progress import ProgressReader
 from llava_cl.stopping import Stopped, noting
@@ -76,12 +78,30 @@ def ranks_per_node(configured: int | None, asked: int | None = None) -> int:
     return configured or gpus or 1
 
 
-def hosts(hostfile: Path | None) -> int:
-    """Number of nodes in a DeepSpeed hostfile (`host slots=n` lines, # comments); one without a file."""
+def hosts(hostfile: Path | None, run: Path) -> int:
+    """Number of nodes in a DeepSpeed hostfile (`host slots=n` lines, # comments); one without a file.
+
+    Args:
+        hostfile: the file.
+        run: the run directory.
+
+    Raises:
+        InputError: the file cannot be read, or on several nodes a path that DeepSpeed hands to their shells unquoted
+            has letters that a shell reads as more than a name.
+    """
     if hostfile is None:
         return 1
-    lines = (line.split("#")[0].strip() for line in hostfile.read_text(encoding="utf-8").splitlines())
-    return sum(1 for line in lines if line)
+    lines = (line.split("#")[0].strip() for line in read_text(hostfile).splitlines())
+    nodes = sum(1 for line in lines if line)
+    problems = [
+        f"{what} {shown(str(path))}: DeepSpeed's launcher passes it to the shell of every node, where only letters, "
+        "digits and @%+=:,./-_ are safe; use another path."
+        for what, path in (("--output", run), ("working directory", Path.cwd()), ("Python", sys.executable))
+        if shlex.quote(str(path)) != str(path)
+    ]
+    if nodes > 1 and problems:
+        raise InputError(*problems)
+    return nodes
 
 
 def command(run: Path, stage: int, *, ranks: int, hostfile: Path | None, tasks: Sequence[str] = ()) -> list[str]:

@@ -98,7 +98,7 @@ def execute(
         raise InputError(f"--until {until}: the stages are 0 (the base model) to {last}.")
     ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
     run = RunDirectory(launch.output.resolve(), [task.name for task in config.benchmark.tasks])
-    check_setup(config, ranks * hosts(launch.hostfile))
+    check_setup(config, ranks * hosts(launch.hostfile, launch.output))
     with raising(), run.locked():
         _open_run(config, run, ranks, watcher)
         if launch.redo is not None:
@@ -150,7 +150,7 @@ def evaluate(
         raise InputError(f"--task {task}: {config.benchmark.name} has {names}.")
     ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
     run = RunDirectory(launch.output.resolve(), [own.name for own in config.benchmark.tasks])
-    check_setup(config, ranks * hosts(launch.hostfile))
+    check_setup(config, ranks * hosts(launch.hostfile, launch.output))
     results = {}
     with raising(), run.locked():
         _open_run(config, run, ranks, watcher)

@@ -1,7 +1,7 @@
 """What a run will need, before it starts: memory of a rank in each step, disk, and time.
 
-Weights, sums, optimizer state and files follow from shapes; activations are those of a batch of the longest samples
-(see `llava_cl.pipeline.activations`).
+Weights, sums, optimizer state and files follow from shapes; activations are those of a batch of the longest
+samples (see `llava_cl.pipeline.activations`).
 """
 
 from __future__ import annotations
@@ -160,21 +160,19 @@ def predict_memory(
 
 
 def recomputes(config: RunConfig, samples: Samples, task: AnyTask, world: World) -> bool:
-    """Whether training computes layers again in backward: as configured, or if memory is short on the GPU of any rank.
+    """Whether training computes layers again in backward: as configured, or if any rank's GPU is short of memory.
 
     Call it on all ranks, when the model has been loaded.
     """
-    setting = config.training.gradient_checkpointing
-    if setting != "auto" or world.device.type != "cuda":
+    setting, device = config.training.gradient_checkpointing, world.device
+    if setting != "auto" or device.type != "cuda":
         return setting is True
-    size = task_size(config, samples, task).longest
-    need = try_batch(config, samples, "train", size, ranks=world.size, device=world.device).bytes
-    shapes = Shapes.of(config, samples)
-    need += sum(training_bytes(config, shapes, world.size, world.device).values())
-    if zero_stage(deepspeed_config(config.distributed.deepspeed, world.device)) == 3:
+    size, shapes = task_size(config, samples, task).longest, Shapes.of(config, samples)
+    need = try_batch(config, samples, "train", size, ranks=world.size, device=device).bytes
+    need += sum(training_bytes(config, shapes, world.size, device).values())
+    if zero_stage(deepspeed_config(config.distributed.deepspeed, device)) == 3:
         # The model is still in host memory.
         need += shapes.weights // world.size
-    device = world.device
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return _SPARE * need > min(gather_objects(free, world))
 
@@ -184,8 +182,10 @@ def predict_disk(config: RunConfig, shapes: Shapes) -> dict[str, int]:
     stages = len(config.benchmark.tasks)
     # Both factors are stored in fp32, whichever is trained.
     adapter, beside = 4 * (shapes.frozen + shapes.adapters), 4 * shapes.beside
+    # Where A is trained, what an adapter started from may be stored with it.
+    stored = adapter if shapes.frozen else 2 * adapter
     parts = {
-        "adapters": stages * (adapter + beside),
+        "adapters": stages * (stored + beside),
         "their start": stages * adapter,
         "bases, if they grew full": sum(4 * columns**2 for _, columns in shapes.targets),
     }

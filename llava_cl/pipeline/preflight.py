@@ -18,8 +18,7 @@ from llava_cl.pipeline.planning import Shapes, least_memory, predict_disk
 from llava_cl.pipeline.samples import chosen_targets, samples_of
 from llava_cl.pipeline.scoring import task_scorer
 from llava_cl.pipeline.task_data import data_files, evaluation_files, image_folders
-from llava_cl.store import read_json
-from llava_cl.training.trainer import zero_stage
+from llava_cl.training.trainer import deepspeed_config, zero_stage
 
 
 def check_plan(config: RunConfig, ranks: int) -> None:
@@ -144,9 +143,8 @@ def _check_model(config: RunConfig) -> None:
 
 
 def _check_method(config: RunConfig) -> None:
-    deepspeed = config.distributed.deepspeed
-    penalises = Methods(config.method).penalises
-    if penalises and deepspeed is not None and zero_stage(read_json(deepspeed)) == 3:
+    deepspeed = deepspeed_config(config.distributed.deepspeed, torch.device("cpu"))
+    if Methods(config.method).penalises and zero_stage(deepspeed) == 3:
         raise InputError(
             f"distributed.deepspeed: {config.method.name} adds a penalty on LoRA A to the loss, which ZeRO-3 takes "
             "apart; use ZeRO-1 or 2."

@@ -57,7 +57,7 @@ def _summary(
 
 def _scores(stage: StageDirectory) -> Scores:
     """Without the credits of every question, which are most of the file."""
-    scores = read_json(stage.scores)["scores"]
+    scores = read_json(stage.scores, "scores")["scores"]
     return {task: {key: value for key, value in own.items() if key != "credits"} for task, own in scores.items()}
 
 

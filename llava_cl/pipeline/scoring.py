@@ -50,12 +50,12 @@ def score_predictions(config: RunConfig, directory: StageDirectory, task: AnyTas
     questions = read_questions(config, task)
     reference_file = evaluation_files(task, config.evaluation)[1] if isinstance(task, TaskConfig) else None
     references = load_caption_references(config.data_root / reference_file) if reference_file else None
-    answers = read_jsonl(predictions_file(directory, task.name))
+    file = predictions_file(directory, task.name)
     scorer = task_scorer(task, config.evaluation)
     return {
         "scorer": scorer,
         "majority": None if SCORERS[scorer].needs_references else _majority(questions),
-        **_as_json(score(scorer, questions, answers, references)),
+        **_as_json(score(scorer, questions, read_jsonl(file), references, source=file)),
     }
 
 
@@ -79,7 +79,7 @@ def score_files(
     """
     captions = load_caption_references(references) if references else None
     name = scorer or task.scorer
-    result = score(name, load_question_records(questions), read_jsonl(answers), captions)
+    result = score(name, load_question_records(questions), read_jsonl(answers), captions, source=answers)
     return {"task": task.name, "scorer": name, **_as_json(result)}
 
 

@@ -11,7 +11,10 @@ import sys
 import traceback
 from pathlib import Path
 
+import torch
+
 from llava_cl.distributed import init_world, shutdown
+from llava_cl.errors import RunError
 from llava_cl.logging import setup_logging
 from llava_cl.pipeline.failures import report_end, report_failure
 from llava_cl.pipeline.job import Job, recorded_config
@@ -20,6 +23,11 @@ from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.stage import answer_questions, run_stage
 from llava_cl.stopping import Stopped, StopRequest
 from llava_cl.store import RunDirectory
+
+_OUT_OF_MEMORY = (
+    "the GPU's memory ran out. Halve the batch of what it did: training.micro_batch, measurement.batch_size or "
+    "evaluation.batch_size; the global batch stays as it is. See docs/troubleshooting.md."
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -43,6 +51,8 @@ def main(arguments: list[str]) -> None:
     except Stopped as stopped:
         logging.getLogger(__name__).warning("%s", stopped)
     except Exception as error:  # noqa: BLE001 - whatever ends a rank is told to the user by the orchestrator
+        if isinstance(error, torch.OutOfMemoryError):
+            error = RunError(f"{_OUT_OF_MEMORY} {str(error).splitlines()[0]}")
         try:
             logging.getLogger(__name__).error("%s", traceback.format_exc())
             report_failure(path, rank, error)

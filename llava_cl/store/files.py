@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_cl.errors import InputError, RunError
+from llava_cl.parsing import parse_json, read_text
 
 
 @contextlib.contextmanager
@@ -72,18 +74,23 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+def read_json(path: Path, *required: str) -> dict[str, Any]:
+    """Reads a JSON file that holds one object.
+
+    Args:
+        path: the file.
+        required: keys that the object must have.
 
     Raises:
-        InputError: missing, unreadable or not JSON, with the place of the fault.
+        InputError: missing, unreadable, not JSON, with the place of the fault; no object, or without a required key.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}).") from error
+    content = parse_json(read_text(path), str(path))
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a JSON {type(content).__name__}, but must be an object.")
+    missing = [f"{path}: field {key!r} is missing." for key in required if key not in content]
+    if missing:
+        raise InputError(*missing)
+    return content
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -93,17 +100,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         InputError: missing, unreadable, or a line that is no JSON object, with its number.
     """
     rows = []
-    try:
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise InputError(f"{path}: line {number} is not a JSON object.")
-                rows.append(row)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: line {len(rows) + 1} is not valid JSON ({error}).") from error
+    for number, line in enumerate(io.StringIO(read_text(path)), start=1):
+        row = parse_json(line, str(path), line=number)
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: line {number} is not a JSON object.")
+        rows.append(row)
     return rows
 
 

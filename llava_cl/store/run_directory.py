@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ class StageDirectory:
         record = self._record(step)
         if not record.is_file():
             return False
-        self._verify_files(read_json(record)["files"])
+        self._verify_files(read_json(record, "files")["files"])
         return True
 
     def record_step(self, step: str, files: Iterable[Path], **facts: Any) -> None:
@@ -123,7 +124,7 @@ class StageDirectory:
         """
         files: dict[str, str] = {}
         for record in sorted((self.path / "steps").glob("*.json")):
-            files.update(read_json(record)["files"])
+            files.update(read_json(record, "files")["files"])
             files[str(record.relative_to(self.path))] = file_hash(record)
         if self.timings.is_file():
             files[self.timings.name] = file_hash(self.timings)
@@ -141,7 +142,7 @@ class StageDirectory:
         Raises:
             InputError: a file is missing or has changed, or the stage was computed from something else.
         """
-        manifest = read_json(self.manifest)
+        manifest = read_json(self.manifest, "files", "follows")
         self._verify_files(manifest["files"])
         if manifest["follows"] != follows:
             raise InputError(
@@ -150,9 +151,11 @@ class StageDirectory:
             )
 
     def clear_leftovers(self) -> None:
-        """Removes what interrupted writes have left."""
+        """Removes what interrupted writes have left, and resume points of a training that is complete."""
         for leftover in self.path.rglob(".*.tmp"):
             leftover.unlink()
+        if self._record("train").is_file():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _verify_files(self, hashes: Mapping[str, str]) -> None:
         for name, digest in hashes.items():
@@ -195,7 +198,7 @@ class RunDirectory:
         """Digest of what a stage is computed from: the stage before it, or for stage 0 the run's identity."""
         if stage:
             return file_hash(self.stage(stage - 1).manifest)
-        manifest = read_json(self.manifest)
+        manifest = read_json(self.manifest, "identity", "base", "data")
         facts = {key: manifest[key] for key in ("identity", "base", "data")}
         facts["base"] = facts["base"]["sha256"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

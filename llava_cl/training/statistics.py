@@ -83,8 +83,8 @@ class Statistics:
         if layer not in self.range_sketches:
             return self.gradients.get(layer)
         assert self.sketch is not None
-        rows = self.row_sketches[layer]
-        return self.sketch.to(rows.device).rebuild(self.range_sketches[layer], rows)
+        device = self.sketch.omega.device
+        return self.sketch.rebuild(self.range_sketches[layer].to(device), self.row_sketches[layer].to(device))
 
     def of(self, kind: str) -> dict[str, torch.Tensor]:
         """The means of one kind."""

@@ -23,7 +23,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from llava_cl.config import RunConfig, TrainingConfig
 from llava_cl.data import GlobalBatchSampler
 from llava_cl.distributed import World, any_rank, barrier, gather_objects
-from llava_cl.errors import RunError
+from llava_cl.errors import InputError, RunError
 from llava_cl.stopping import Stopped, StopRequest
 from llava_cl.store import append_jsonl, read_json, resume_points
 from llava_cl.store.run_directory import LIVE_LOG
@@ -54,11 +54,14 @@ def deepspeed_config(path: Path | None, device: torch.device) -> dict[str, Any] 
     """The DeepSpeed configuration of a file, with what a CPU needs changed; None without a file.
 
     Raises:
-        InputError: the file is missing or not JSON.
+        InputError: the file is missing, not JSON, or its ZeRO section is none.
     """
     if path is None:
         return None
     content = read_json(path)
+    zero = content.get("zero_optimization", {})
+    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise InputError(f"{path}: field 'zero_optimization': must be an object whose 'stage' is 0, 1, 2 or 3.")
     if device.type == "cpu":
         zero = content.setdefault("zero_optimization", {})
         zero["overlap_comm"] = False

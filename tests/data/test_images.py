@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from llava_cl.data import check_image, load_image, preprocess_image
 from llava_cl.data.images import CLIP_MEAN, CLIP_STD, MAX_SIDE
@@ -133,3 +134,77 @@ def test_the_check_finds_what_decoding_would(kind, tmp_path):
         check_image("none.png", tmp_path)
     with pytest.raises(InputError, match="leaves the image folder"):
         check_image("../none.png", tmp_path)
+
+
+def saved(folder: Path, name: str, image: Image.Image, **options: object) -> np.ndarray:
+    """The pixels of an image once it is saved and loaded."""
+    image.save(folder / name, **options)
+    check_image(name, folder)
+    return np.asarray(load_image(name, folder))
+
+
+def test_the_content_of_a_file_decides_not_its_suffix(tmp_path):
+    red = Image.new("RGB", (4, 4), (255, 0, 0))
+    names = {"PNG": "png.jpg", "BMP": "bmp.png", "GIF": "gif", "TIFF": "tiff.webp", "WEBP": "webp.txt"}
+    for kind, name in names.items():
+        pixels = saved(tmp_path, name, red, format=kind, **({"lossless": True} if kind == "WEBP" else {}))
+        assert (pixels == (255, 0, 0)).all(), kind
+
+
+def test_formats_that_are_not_listed_are_refused_and_no_program_is_started(tmp_path, monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", never)
+    red = Image.new("RGB", (4, 4), (255, 0, 0))
+    for kind in ("EPS", "PPM", "ICO", "TGA", "PCX"):
+        red.save(tmp_path / "picture.png", format=kind)
+        for read in (load_image, check_image):
+            with pytest.raises(InputError, match=r"picture\.png cannot be decoded: none of BMP, GIF, JPEG"):
+                read("picture.png", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_of_an_animation_the_first_image_counts(kind, tmp_path):
+    first, second = (Image.new("RGB", (6, 5), colour) for colour in ((255, 0, 0), (0, 0, 255)))
+    pixels = saved(tmp_path, "moving", first, format=kind, save_all=True, append_images=[second, second])
+    assert pixels.shape == (5, 6, 3)
+    assert np.abs(pixels.astype(int) - (255, 0, 0)).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_of_16_bits_the_upper_eight_count(kind, tmp_path):
+    values = np.array([[0, 255, 256, 0x1234], [0x7FFF, 0x8000, 0xFEFF, 0xFFFF]], np.uint16)
+    pixels = saved(tmp_path, "deep", Image.fromarray(values), format=kind)
+    assert (pixels == (values >> 8)[..., None]).all()
+
+
+@pytest.mark.parametrize("values", [np.float32([[0.5, 1]]), np.int32([[1, 70_000]])])
+def test_values_of_32_bits_are_refused(values, tmp_path):
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    for read in (load_image, check_image):
+        with pytest.raises(InputError, match=r"deep\.tif has values of 32 bits"):
+            read("deep.tif", tmp_path)
+
+
+def test_cmyk_grey_and_transparency_become_rgb(tmp_path):
+    cmyk = saved(tmp_path, "c.tif", Image.new("CMYK", (2, 2), (0, 255, 255, 51)))
+    assert (cmyk == (204, 0, 0)).all()
+    assert (saved(tmp_path, "l.png", Image.new("L", (2, 2), 77)) == 77).all()
+    assert (saved(tmp_path, "a.png", Image.new("RGBA", (2, 2), (9, 8, 7, 0))) == (9, 8, 7)).all()
+
+
+def test_an_exif_turn_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by a quarter
+    assert saved(tmp_path, "turned.jpg", Image.new("RGB", (8, 4)), exif=exif).shape == (4, 8, 3)
+
+
+def test_text_that_unpacks_to_too_much_is_refused(tmp_path):
+    text = PngInfo()
+    for number in range(80):
+        text.add_text(f"k{number}", "x" * 1_000_000, zip=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "bomb.png", pnginfo=text)
+    assert (tmp_path / "bomb.png").stat().st_size < 200_000
+    with pytest.raises(InputError, match=r"bomb\.png cannot be decoded"):
+        load_image("bomb.png", tmp_path)

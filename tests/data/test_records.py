@@ -192,7 +192,45 @@ def test_every_caption_problem_is_listed(write):
         "annotations[0], field 'image_id': 9",
         "annotations[1], field 'image_id'",
         "annotations[2], field 'caption'",
-        "image 3 () has no caption",
+        "images[2], field 'id': image 3 ('') has no caption",
     ):
         assert expected in found
     assert "lists 'images' and 'annotations'" in problems(load_caption_references, write({"images": []}))[0]
+
+
+def test_ids_and_paths_that_no_file_can_hold(write):
+    turned = turns("x", "y")
+    found = problems(
+        load_train_records,
+        write(
+            [
+                {"id": "\ud800", "conversations": turned},
+                {"id": True, "conversations": turned},
+                {"image": "a\0b", "conversations": turned},
+                {"image": ["a", "\udc00"], "conversations": turned},
+            ]
+        ),
+    )
+    assert [problem.split(": ")[1] for problem in found] == [
+        "record[0], field 'id'",
+        "record[1], field 'id'",
+        "record[2], field 'image'",
+        "record[3], field 'image'",
+    ]
+    assert (
+        "field 'question_id'"
+        in problems(load_question_records, write([{"question_id": "\udfff", "text": "", "answer": ""}]))[0]
+    )
+    yes = {"images": [{"id": True, "file_name": "a"}], "annotations": [{"image_id": True, "caption": "x"}]}
+    assert len(problems(load_caption_references, write(yes))) == 2
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" + "9" * 5000 + "]"])
+@pytest.mark.parametrize("load", [load_train_records, load_question_records, load_caption_references])
+def test_what_python_cannot_parse(load, text, write):
+    assert "not valid JSON" in problems(load, write(text))[0]
+
+
+def test_values_in_messages_are_cut_short(write):
+    questions = [{"question_id": "q" * 10_000, "text": "", "answer": ""}] * 2
+    assert len(problems(load_question_records, write(questions))[0]) < 500

@@ -16,7 +16,8 @@ from llava_cl.cli import app
 from llava_cl.config import load_config
 from llava_cl.errors import InputError
 from llava_cl.pipeline.orchestrator import Launch, execute
-from llava_cl.pipeline.preflight import check_memory, memory_bytes
+from llava_cl.pipeline.planning import least_memory
+from llava_cl.pipeline.preflight import check_memory
 from llava_cl.pipeline.stage import stage_runner
 from runs import Silent, run_here, tiny_config, write_config
 
@@ -69,14 +70,17 @@ def test_a_folder_may_have_its_other_published_name(folder: Path) -> None:
 
 def test_too_little_memory_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(folder, tiny.run_content(folder))
-    # By hand: 14 linears of the decoder (24 x 24 four times, 24 x 40 three times, two blocks).
-    targets = 2 * (4 * 24 * 24 + 3 * 24 * 40)
+    # By hand: 14 linears of the decoder (24 x 24 four times, 24 x 40 three times, two blocks), for each an fp32 sum.
+    sums = 4 * 2 * (4 * 24 * 24 + 3 * 24 * 40)
     model = LlavaForConditionalGeneration.from_pretrained(folder / "model")
     weights = sum(parameter.numel() for parameter in model.parameters())
-    trained = 2 * 4 * (4 * (24 + 24) + 3 * (24 + 40)) + (16 * 24 + 24) + (24 * 24 + 24)
-    assert memory_bytes(config) == 4 * weights + max(4 * targets, 16 * trained)
+    # A is frozen: gate and up read 24 features, down 40; B of rank 4 writes them. Each number with its gradient and two
+    # moments; the projector's weights are there a second time.
+    frozen = 2 * 4 * (4 * 24 + 2 * 24 + 40)
+    trained = 2 * 4 * (4 * 24 + 2 * 40 + 24) + (16 * 24 + 24) + (24 * 24 + 24)
+    assert least_memory(config, 1) == 4 * weights + max(sums, 4 * frozen + 16 * trained)
     memory = psutil.virtual_memory()
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=2 * memory_bytes(config)))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=2 * least_memory(config, 2)))
     check_memory(config, 2)
     with pytest.raises(InputError, match="of 3 ranks on this machine has"):
         check_memory(config, 3)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from llava_cl.cli import app
@@ -18,6 +20,8 @@ def test_a_working_environment_passes() -> None:
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert f"ok      torch: {importlib.metadata.version('torch')}" in lines
+    assert [line for line in lines if line.startswith("ok      DeepSpeed operators: ")]
+    assert "ok      backend: gloo" in lines or torch.cuda.is_available()
     assert lines[-1] == "ok      2 ranks: summed a number over gloo"
     assert not [line for line in lines if line.startswith("problem")]
 
@@ -40,8 +44,19 @@ def test_ranks_that_fail_or_hang_are_a_problem(program: str, said: str, monkeypa
     result = CliRunner().invoke(app, ["doctor", "--nproc", "2"])
     assert result.exit_code == 1
     last = [line for line in result.output.splitlines() if line.startswith("problem")][-1]
-    assert "2 ranks" in last
+    assert "2 ranks" in last and "NCCL_SOCKET_IFNAME" in last
     assert said in result.output
+
+
+def test_little_disk_and_a_torch_without_nccl_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=10**9))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: False)
+    found = {finding.subject: finding for finding in doctor._hardware()}
+    assert found["disk"].state == "note" and "llava-cl check" in found["disk"].detail
+    assert found["backend"].state == "problem" and "install the build of torch" in found["backend"].detail
 
 
 def test_sums_that_are_wrong_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

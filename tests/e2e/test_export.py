@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
@@ -163,3 +165,37 @@ def test_an_export_that_fails_leaves_nothing(run: Path, tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="no space"):
         export(run, 1, tmp_path / "out", "peft")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layout", ["hf", "llava", "peft"])
+def test_every_export_has_a_model_card(layout: str, run: Path, tiny_run: Path, tmp_path: Path) -> None:
+    export(run, 1, tmp_path / "out", layout)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.library_name == {"hf": "transformers", "peft": "peft"}.get(layout)
+    assert {"continual-learning", "keeplora", "tiny"} <= set(card.data.tags)
+    assert card.data.license is None and "Add `license:`" in card.text
+    manifest, metrics = (json.loads((run / name).read_text()) for name in ("run.json", "metrics.json"))
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.text.splitlines() if line[:1] == "|"]
+    assert ["base model", "`model`"] in cells
+    assert ["its fingerprint (SHA-256)", f"`{manifest['base']['sha256']}`"] in cells
+    assert ["tasks learned, in order", "`Colour`"] in cells
+    assert ["method", "`keeplora`"] in cells
+    assert ["base model", *(f"{value:.2f}" for value in metrics["base_row"])] in cells
+    assert ["after `Colour`", *(f"{value:.2f}" for value in metrics["matrix"][0])] in cells
+    assert not [row for row in cells if row[0] == "after `Tone`"]
+    hashes = {row[0].strip("`"): row[1].strip("`") for row in cells if len(row) == 2}
+    assert manifest["data"].items() <= hashes.items()
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file() and file.name != "README.md"]
+    for file in files:
+        name = file.relative_to(tmp_path / "out").as_posix()
+        assert hashes[name] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert str(tiny_run) not in card.content and str(tmp_path) not in card.content
+
+
+def test_the_card_of_the_last_stage_has_the_metrics(run: Path, tmp_path: Path) -> None:
+    export(run, 2, tmp_path / "out", "peft")
+    card = (tmp_path / "out" / "README.md").read_text()
+    summary = json.loads((run / "metrics.json").read_text())["summary"]
+    known = {name: value for name, value in summary.items() if value is not None}
+    assert f"| {' | '.join(known)} |" in card
+    assert f"| {' | '.join(f'{value:.2f}' for value in known.values())} |" in card

@@ -33,8 +33,10 @@ from llava_cl.pipeline import stage as stages
 from llava_cl.pipeline import steps
 from llava_cl.pipeline.export import export
 from llava_cl.pipeline.job import Job
-from llava_cl.pipeline.preflight import check_plan, check_setup, required_bytes
+from llava_cl.pipeline.planning import Shapes, predict_disk
+from llava_cl.pipeline.preflight import check_plan, check_setup
 from llava_cl.pipeline.progress import ProgressWriter
+from llava_cl.pipeline.samples import samples_of
 from llava_cl.pipeline.task_data import read_questions
 from llava_cl.report import write_report
 from llava_cl.store import RunDirectory
@@ -589,4 +591,4 @@ def test_the_disk_that_is_asked_for_holds_the_run(folder: Path, run: Path, tmp_p
         for file in output.glob("stages/**/*.safetensors")
         for tensor in load_file(file).values()
     )
-    assert written <= required_bytes(config)
+    assert written <= sum(predict_disk(config, Shapes.of(config, samples_of(config))).values())

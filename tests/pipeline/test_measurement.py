@@ -33,7 +33,8 @@ def test_files_do_not_depend_on_the_place_of_sums(folder: Path, undisturbed: Pat
 
 def test_a_sketch_starts_a_stage_elsewhere_but_protects_exactly(folder: Path, undisturbed: Path) -> None:
     rank = tiny_config(folder, tiny.run_content(folder)).lora.rank
-    config = tiny_config(folder, tiny.run_content(folder), f"measurement.sketch={rank}", "training.learning_rate=1e-30")
+    untrained = ("training.learning_rate=1e-30", "training.projector_learning_rate=null")
+    config = tiny_config(folder, tiny.run_content(folder), f"measurement.sketch={rank}", *untrained)
     run_here(config, folder / "sketched", until=1)
     files = [output / "stages/01-Colour/initial_factors.safetensors" for output in (undisturbed, folder / "sketched")]
     exact, sketched = (load_tensors(file)[0] for file in files)
@@ -43,8 +44,7 @@ def test_a_sketch_starts_a_stage_elsewhere_but_protects_exactly(folder: Path, un
     for name in factors:
         overlap = float((exact[name] @ sketched[name].T).square().sum()) / rank
         assert 0.1 < overlap < 0.9999, name
-    again = tiny_config(folder, tiny.run_content(folder), "training.learning_rate=1e-30")
-    run_here(again, folder / "untrained", until=1)
+    run_here(tiny_config(folder, tiny.run_content(folder), *untrained), folder / "untrained", until=1)
     subspaces = [folder / run / "stages/01-Colour/subspace.safetensors" for run in ("sketched", "untrained")]
     assert subspaces[0].read_bytes() == subspaces[1].read_bytes()
 

@@ -98,7 +98,7 @@ def test_jsonl_holds_one_object_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("read", [read_json, read_jsonl])
 @pytest.mark.parametrize(
     ("content", "named"),
-    [(None, "cannot be read"), (b'{"a": 1}\n{"a"', "not valid JSON|line 2"), (b"\xff\xfe", "JSON")],
+    [(None, "cannot be read"), (b'{"a": 1}\n{"a"', "not valid JSON|line 2"), (b"\xff\xfe", r"is not UTF-8 \(byte 0\)")],
 )
 def test_what_cannot_be_read_is_named(
     tmp_path: Path, read: Callable[[Path], Any], content: bytes | None, named: str

@@ -130,7 +130,9 @@ def test_the_place_of_the_base_model_does_not_matter(run: RunDirectory) -> None:
 def test_leftovers_of_interrupted_writes_are_removed(stage: StageDirectory) -> None:
     leftover = stage.adapter / ".weights.123.tmp"
     leftover.write_text("half")
+    write_text(stage.checkpoints / "checkpoint-3" / "optimizer.pt", "scratch of the training that is recorded")
     stage.clear_leftovers()
+    assert not stage.checkpoints.exists()
     assert not leftover.exists()
     assert stage.step_done("train")
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_cl.errors import InputError
 from llava_cl.evaluation import captions
 from llava_cl.evaluation.scorers import rules
+from llava_cl.parsing import SURROGATE, shown
 
 if TYPE_CHECKING:
     from llava_cl.data import CaptionReference, QuestionRecord
 
 _LISTED = 10
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ def score(
     questions: Sequence[QuestionRecord],
     answers: Sequence[Mapping[str, Any]],
     references: Mapping[int, CaptionReference] | None = None,
+    *,
+    source: Path | None = None,
 ) -> ScoreResult:
     """Scores the predictions of one task: 100 * points / number of questions.
 
@@ -97,6 +99,7 @@ def score(
         questions: all questions of the task, in the order of the test file.
         answers: one `{"question_id", "text"}` for every question, in any order; other keys are ignored.
         references: caption references by image id, which is the question's position from 1.
+        source: the file of the predictions, for messages.
 
     Raises:
         InputError: an unknown scorer; predictions that are missing, surplus, doubled or no text; questions or
@@ -106,11 +109,12 @@ def score(
     scorer = SCORERS.get(scorer_name)
     if scorer is None:
         raise InputError(f"unknown scorer '{scorer_name}'; known: {', '.join(sorted(SCORERS))}.")
-    predictions, problems = _matched(questions, answers)
-    problems += reference_problems(scorer_name, questions, references)
+    predictions, unmatched = _matched(questions, answers)
     if scorer.captions is not None:
-        broken = [id_ for id_, text in predictions.items() if _SURROGATE.search(text)]
-        problems += _listed(broken, "predictions hold half of a surrogate pair, which is no character")
+        broken = [id_ for id_, text in predictions.items() if SURROGATE.search(text)]
+        unmatched += _listed(broken, "predictions hold half of a surrogate pair, which is no character")
+    problems = [f"{source}: {problem}" if source else problem for problem in unmatched]
+    problems += reference_problems(scorer_name, questions, references)
     if problems:
         raise InputError(*problems)
     if scorer.captions is not None:
@@ -141,9 +145,11 @@ def _matched(
     for number, answer in enumerate(answers, start=1):
         id_, text = answer.get("question_id"), answer.get("text")
         if isinstance(id_, bool) or not isinstance(id_, str | int):
-            problems.append(f"prediction {number}: question_id is {id_!r}, but must be a string or an integer.")
+            problems.append(f"prediction {number}: question_id is {shown(id_)}, but must be a string or an integer.")
         elif not isinstance(text, str):
-            problems.append(f"prediction {number} (question {id_!r}): text is {text!r}, but must be a string.")
+            problems.append(
+                f"prediction {number} (question {shown(id_)}): text is {shown(text)}, but must be a string."
+            )
             texts.setdefault(id_, "")
         elif id_ in texts:
             doubled.append(id_)
@@ -182,5 +188,5 @@ def reference_problems(
 def _listed(ids: Sequence[str | int], what: str) -> list[str]:
     if not ids:
         return []
-    shown = ", ".join(repr(id_) for id_ in ids[:_LISTED])
-    return [f"{len(ids)} {what}: {shown}{', ...' if len(ids) > _LISTED else ''}."]
+    first = ", ".join(map(shown, ids[:_LISTED]))
+    return [f"{len(ids)} {what}: {first}{', ...' if len(ids) > _LISTED else ''}."]

@@ -1,0 +1,128 @@
+"""Text that others wrote to values: JSON and YAML, whatever it holds, as a value or as one InputError.
+
+YAML is read by PyYAML's safe loader in Python: libyaml's recurses on the C stack, which deep nesting overflows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llava_cl.errors import InputError
+
+MAX_YAML_BYTES = 1_000_000
+MAX_YAML_VALUES = 100_000
+"""Most values of a YAML file, every use of an alias counted as if it were written out."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Halves of pairs, which JSON and YAML can name but no UTF-8 file can hold."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlong = 40
+
+
+def shown(value: Any) -> str:
+    """`repr` of a value for a message, cut short."""
+    return _SHORT.repr(value)
+
+
+def read_text(path: Path, advice: str = "", limit: int | None = None) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Args:
+        path: the file.
+        advice: what to do about a file that cannot be read, for the message.
+        limit: most bytes.
+
+    Raises:
+        InputError: missing, unreadable, longer than the limit or not UTF-8.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read() if limit is None else stream.read(limit + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        name = str(path) if len(str(path)) <= 1024 else shown(str(path))
+        raise InputError(f"{name}: cannot be read ({reason}){': ' if advice else ''}{advice}.") from error
+    if limit is not None and len(content) > limit:
+        raise InputError(f"{path}: is larger than {limit:,} bytes; this is no file of settings.")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
+
+
+def parse_json(text: str, where: str, *, line: int | None = None, hint: str = "") -> Any:
+    """A JSON text's value. Of a key that an object has twice, the last counts.
+
+    Args:
+        text: the text.
+        where: the file, for the message.
+        line: number of the file's line that is the text, if it is one.
+        hint: what may be the matter with text that is not JSON.
+
+    Raises:
+        InputError: not JSON, nested too deeply, or with a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {line or error.lineno}, column {error.colno}"
+        raise InputError(f"{where}: {place}: not valid JSON ({error.msg}){hint}.") from error
+    except (RecursionError, ValueError) as error:  # ValueError: Python's limit on the digits of an integer
+        fault = "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+        raise InputError(f"{where}:{f' line {line}:' if line else ''} not valid JSON ({fault}).") from error
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """A YAML text's value, of the types of the safe loader.
+
+    Raises:
+        InputError: not YAML, nested too deeply, or aliases that multiply to more than `MAX_YAML_VALUES` values.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        # Before values are made: merge keys are copied out where they are used.
+        if _written_out(node, {}) > MAX_YAML_VALUES:
+            raise InputError(f"{where}: aliases multiply to more than {MAX_YAML_VALUES:,} values; write less.")
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: not valid YAML: nested too deeply, or an alias within what it names.") from error
+    except (ValueError, KeyError, AttributeError, IndexError, TypeError, OverflowError) as error:
+        # The loader's own conversions, of "2001-99-99" or of "!!bool maybe".
+        raise InputError(f"{where}: not valid YAML: a value is not of its type ({error}).") from error
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """Number of values in a node, with every alias written out.
+
+    Raises:
+        RecursionError: nested too deeply, or a node within itself.
+        ValueError: a text that no file can hold.
+    """
+    if isinstance(node, yaml.ScalarNode) and SURROGATE.search(node.value):
+        raise ValueError("half of a surrogate pair is no character")
+    if id(node) not in known:
+        known[id(node)] = 1 + sum(_written_out(child, known) for child in _children(node))
+    return known[id(node)]
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        yield from node.value
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield key
+            yield value

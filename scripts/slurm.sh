@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs a whole stream on all nodes of a SLURM job, from the root of the project:
+#   sbatch --nodes=2 --gpus-per-node=4 scripts/slurm.sh ucit [options of llava-cl run]
+# The nodes share the file system, reach each other by ssh without a password, and have pdsh: DeepSpeed's launcher starts
+# the ranks. Submitted again, or requeued by SLURM, a job goes on where the last one ended.
+#SBATCH --job-name=llava-cl
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --output=llava-cl-%j.log
+set -euo pipefail
+if [ $# -lt 1 ] || [ -z "${SLURM_JOB_NODELIST:-}" ] || [ -z "${SLURM_GPUS_ON_NODE:-}" ]; then
+    sed -n '2,5s/^# //p' "${BASH_SOURCE[0]}" >&2
+    exit 2
+fi
+hostfile=$(mktemp)
+trap 'rm -f "$hostfile"' EXIT
+scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=$SLURM_GPUS_ON_NODE/" > "$hostfile"
+# SLURM runs a copy of this file, so the project is where the job was submitted.
+bash "$SLURM_SUBMIT_DIR/scripts/train_stream.sh" "$@" --hostfile "$hostfile" --nproc "$SLURM_GPUS_ON_NODE"
