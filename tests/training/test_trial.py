@@ -26,7 +26,7 @@ LORA = LoraConfig(rank=RANK, alpha=8)
 @pytest.fixture(autouse=True)
 def _plain_attention() -> Iterator[None]:
     """Which kernel torch takes otherwise depends on switches that are global."""
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         yield
 
 
