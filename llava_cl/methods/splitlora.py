@@ -22,8 +22,8 @@ class SplitLoraOptions(MethodOptions):
     Attributes:
         alpha: weight of the size of the minor space in the trade-off; larger leaves new tasks more room.
         initialise: "random", the authors' code: A = (M Z)^T with Gaussian Z, of the norm of a usual random A over the
-            number of the task; or "gradient", the paper's text: the leading directions of the task's mean gradient
-            within M, of the norm of a usual random A.
+            number of the task, and M without two directions at least; or "gradient", the paper's text: the leading
+            directions of the task's mean gradient within M, of the norm of a usual random A.
     """
 
     alpha: float = Field(20.0, gt=0)
@@ -52,8 +52,9 @@ class SplitLora(LoraMethod):
         b = torch.zeros(shape[0], rank)
         if statistics.past_moment is None:
             return LoraFactors(usual, b)
-        minor = minor_basis(statistics.past_moment, statistics.tasks, self._options.alpha).cpu()
-        if self._options.initialise == "gradient":
+        random = self._options.initialise == "random"
+        minor = minor_basis(statistics.past_moment, statistics.tasks, self._options.alpha, two_at_least=random).cpu()
+        if not random:
             assert statistics.gradient is not None
             within = residual_directions(statistics.gradient.cpu() @ minor, None, rank).a @ minor.T
             return LoraFactors(within * (usual.norm() / within.norm()), b)

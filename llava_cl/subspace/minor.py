@@ -16,7 +16,7 @@ ASYMMETRY = 1e-4
 
 
 @torch.no_grad()
-def minor_basis(covariance: Tensor, tasks_seen: int, alpha: float) -> Tensor:
+def minor_basis(covariance: Tensor, tasks_seen: int, alpha: float, *, two_at_least: bool = True) -> Tensor:
     """The directions of least input energy, as many as SplitLoRA's trade-off rule gives.
 
     With the eigenvalues in descending order, c_j the fraction of their sum in the first j + 1, and d = in,
@@ -24,14 +24,16 @@ def minor_basis(covariance: Tensor, tasks_seen: int, alpha: float) -> Tensor:
         r = argmin_j  tasks_seen * (1 - c_j) - alpha * (d - j) / d,    j = 0 .. d - 1:
 
     the energy of old inputs left in the minor space, weighted by the number of tasks, against its size.
-    The minor space begins at direction max(r, 1) + 1, counted from 0. So direction r itself is left out
-    too, and for r = 0 two directions are, as in the authors' implementation: the published numbers come from
-    this form. At least one direction is kept, with a warning in the log where the rule would leave none.
+    The minor space begins at direction r + 1, counted from 0, as c_r is the energy of the directions up to r. For r = 0
+    two directions are left out all the same, as in the authors' implementation: the published numbers come from this
+    form; without `two_at_least` it is one, as the rule has it. At least one direction is kept, with a warning in the log
+    where the rule would leave none.
 
     Args:
         covariance: `[in, in]`, symmetric: the mean of x x^T over the inputs of all tasks so far.
         tasks_seen: how many tasks that mean covers, from 1.
         alpha: weight of the size of the minor space; larger keeps more directions.
+        two_at_least: leave out two directions where the rule leaves out one.
 
     Returns:
         `[in, m]`, `m >= 1`, float32, orthonormal columns in order of decreasing energy.
@@ -60,7 +62,7 @@ def minor_basis(covariance: Tensor, tasks_seen: int, alpha: float) -> Tensor:
     outside = 1 - energies.cumsum(0) / energies.sum()
     kept_fraction = 1 - torch.arange(size, dtype=torch.float64, device=energies.device) / size
     trade_off = int((tasks_seen * outside - alpha * kept_fraction).argmin())
-    first = max(trade_off, 1) + 1
+    first = max(trade_off, int(two_at_least)) + 1
     if first >= size:
         logger.warning(
             "no minor direction of %d is left for %d tasks at alpha = %g; the last one is kept",

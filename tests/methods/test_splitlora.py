@@ -176,3 +176,18 @@ def test_a_depends_on_the_space_and_not_on_the_axes_that_are_found_in_it() -> No
     weak = directions[:, 4:]
     assert max(_outside(first, weak), _outside(second, weak)) < 1e-5
     torch.testing.assert_close(first, second, rtol=0, atol=1e-4)
+
+
+def test_the_papers_form_leaves_out_what_the_rule_says() -> None:
+    """With alpha so large that r = 0, the code's form leaves out two directions, the paper's the first alone."""
+    moment = torch.diag(torch.tensor([5.0, 3.0, 1.0, 1.0]))
+    gradient = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
+    statistics = LayerStatistics(tasks=1, past_moment=moment, gradient=gradient)
+    for form, strongest in (("gradient", 1), ("random", None)):
+        method = build_method(MethodConfig(name="splitlora", options={"alpha": 4.0, "initialise": form}))
+        a = method.initialise((4, 4), 1, statistics, None, torch.Generator().manual_seed(0)).a
+        assert abs(float(a[0, 0])) < 1e-6
+        if strongest is None:
+            assert abs(float(a[0, 1])) < 1e-6
+        else:
+            assert int(a[0].abs().argmax()) == strongest

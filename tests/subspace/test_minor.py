@@ -39,6 +39,9 @@ def test_trade_off_by_hand() -> None:
     assert_same_span(basis, torch.eye(4)[:, 2:], 1e-6)
     # at alpha = 4 the objective is -3.5, -2.8, -1.9, -1: r = 0 leaves out two directions all the same.
     assert minor_basis(covariance, 1, 4.0).shape == (4, 2)
+    # The rule itself leaves out one.
+    assert_same_span(minor_basis(covariance, 1, 4.0, two_at_least=False), torch.eye(4)[:, 1:], 1e-6)
+    assert_same_span(minor_basis(covariance, 1, 1.0, two_at_least=False), torch.eye(4)[:, 2:], 1e-6)
     # more tasks weigh the energy more: three of them at alpha = 1 give .5, -.15, -.2, -.25, so r = 3.
     assert minor_basis(covariance, 3, 1.0).shape == (4, 1)
 
