@@ -24,10 +24,10 @@ def minor_basis(covariance: Tensor, tasks_seen: int, alpha: float, *, two_at_lea
         r = argmin_j  tasks_seen * (1 - c_j) - alpha * (d - j) / d,    j = 0 .. d - 1:
 
     the energy of old inputs left in the minor space, weighted by the number of tasks, against its size.
-    The minor space begins at direction r + 1, counted from 0, as c_r is the energy of the directions up to r. For r = 0
-    two directions are left out all the same, as in the authors' implementation: the published numbers come from this
-    form; without `two_at_least` it is one, as the rule has it. At least one direction is kept, with a warning in the log
-    where the rule would leave none.
+    The minor space begins at direction r + 1, counted from 0, as c_r is the energy of the directions up to r. For r
+    = 0 two directions are left out all the same, as in the authors' implementation: the published numbers come from
+    this form; without `two_at_least` it is one, as the rule has it. At least one direction is kept, with a warning
+    in the log where the rule would leave none.
 
     Args:
         covariance: `[in, in]`, symmetric: the mean of x x^T over the inputs of all tasks so far.
