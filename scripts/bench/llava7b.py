@@ -55,7 +55,7 @@ from llava_cl.training.statistics import GRADIENT, measure
 from llava_cl.training.trainer import TrainingPlan, train
 
 TEXT, ANSWER, NEW_TOKENS = 60, 8, 10
-SAMPLES, QUESTIONS, TASKS, GPUS, LOADS = 40_000, 3_000, 6, 4, 4
+SAMPLES, QUESTIONS, TASKS, GPUS, LOADS = 40_000, 3_000, 6, 4, 1
 """UCIT: training samples and questions of a task, tasks; GPUs of the projected run; loads of the model in our stage."""
 
 
