@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from llava_cl.config import load_config
 from llava_cl.store import load_tensors
@@ -45,7 +44,8 @@ def test_four_ranks_over_the_scripts_equal_one_process(tmp_path: Path) -> None:
     run_here(config, one, until=1)
     adapters = [load_tensors(run / "stages/01-Satellite/adapter/adapter_model.safetensors")[0] for run in (four, one)]
     for name, tensor in adapters[0].items():
-        torch.testing.assert_close(tensor, adapters[1][name], rtol=1e-4, atol=1e-5)
+        # Single elements near zero differ by more, as the ranks' sums are rounded in another order.
+        assert (tensor - adapters[1][name]).norm() <= 1e-4 * adapters[1][name].norm(), name
     predictions = [sorted((run / "stages/01-Satellite/predictions").iterdir()) for run in (four, one)]
     assert len(predictions[0]) == 6
     for ours, theirs in zip(*predictions, strict=True):

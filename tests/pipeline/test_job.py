@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import tiny
+from llava_cl.config import load_config
 from llava_cl.distributed import World
 from llava_cl.pipeline.job import Job
 from llava_cl.pipeline.progress import ProgressWriter
@@ -34,7 +35,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def _job(folder: Path, world: World, *overrides: str) -> Job:
     run = folder / "run"
-    config = tiny_config(folder, tiny.run_content(folder), *overrides)
+    config = load_config(folder / "run.yaml", overrides)  # read alone, as several ranks do so at once
     return Job(config, RunDirectory(run, [task.name for task in config.benchmark.tasks]), world, ProgressWriter(None))
 
 

@@ -15,7 +15,7 @@ from llava_cl.errors import InputError, RunError
 from llava_cl.pipeline import stage as stages
 from llava_cl.pipeline import steps
 from llava_cl.pipeline.orchestrator import Launch, execute
-from llava_cl.store import RunDirectory, read_json, write_json
+from llava_cl.store import RunDirectory, file_hash, read_json, write_json
 from runs import Silent, result_hashes, run_here, tiny_config
 
 STEPS = {"initialise": "initialise", "train": "learn", "protect": "protect", "evaluate": "evaluate", "score": "score"}
@@ -240,8 +240,11 @@ def test_stage_that_follows_another_result_is_refused(folder: Path, undisturbed:
     """A later stage was trained on top of the earlier one's adapter, so it cannot stay when that is another."""
     output = tmp_path / "run"
     shutil.copytree(undisturbed, output)
-    manifest = output / "stages" / "01-Colour" / "stage.json"
-    manifest.write_text(manifest.read_text() + "\n")
+    stage = output / "stages" / "01-Colour"
+    log, manifest = stage / "train_log.jsonl", read_json(stage / "stage.json")
+    log.write_text(log.read_text() + "{}\n")
+    manifest["files"]["train_log.jsonl"] = file_hash(log)
+    write_json(stage / "stage.json", manifest)
     with pytest.raises(InputError, match=r"02-Tone: was computed after other earlier stages"):
         run_here(tiny_config(folder, tiny.run_content(folder)), output)
 
