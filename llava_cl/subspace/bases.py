@@ -22,6 +22,9 @@ from llava_cl.subspace.linalg import (
     with_fixed_signs,
 )
 
+WINDOW = 64
+"""Directions on either side of a threshold that are told apart in float64."""
+
 
 @torch.no_grad()
 @full_precision()
@@ -77,7 +80,21 @@ def _principal_float32(weight: Tensor, needed: float, floor: float) -> Tensor | 
         found = vectors, values.double().square()
     vectors, energies = found
     count = int((energies.cumsum(0) < needed).sum())
-    return with_fixed_signs(vectors[:, : max(count, 1)]) if count < len(energies) else None
+    if count == len(energies):
+        return None
+    return with_fixed_signs(_settled(weight, vectors, max(count, 1)))
+
+
+def _settled(weight: Tensor, vectors: Tensor, count: int) -> Tensor:
+    """The first `count` of the vectors, after those around the last are told apart in float64 (Rayleigh-Ritz).
+
+    There the energies are within 1 / count of each other, and float32 mixes directions on both sides of the threshold.
+    """
+    first = max(count - WINDOW, 0)
+    around = vectors[:, first : count + WINDOW].double()
+    images = torch.cat([part.double() @ around for part in weight.split(256)])
+    rotation = torch.linalg.eigh(images.T @ images).eigenvectors.flip(1)
+    return torch.cat([vectors[:, :first], (around @ rotation[:, : count - first]).float()], dim=1)
 
 
 @torch.no_grad()
