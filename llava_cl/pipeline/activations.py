@@ -12,6 +12,7 @@ from llava_cl.config import AnyTask, ClassTaskConfig, RunConfig
 from llava_cl.methods import Methods
 from llava_cl.pipeline.samples import Samples, chosen_targets
 from llava_cl.training.adapters import wrap
+from llava_cl.training.statistics import save_memory
 from llava_cl.training.trial import Cost, keep_inputs, start_graph, try_step
 
 Step = Literal["measure", "train", "evaluate"]
@@ -87,8 +88,7 @@ def try_batch(
     model.requires_grad_(False).eval()
     whole = model
     if recompute:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
+        save_memory(model)
     targets = chosen_targets(config, samples.family, model)
     if step == "train":
         beside = samples.beside(1)

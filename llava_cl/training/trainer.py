@@ -254,8 +254,7 @@ class _Watch(TrainerCallback):
             append_jsonl(Path(args.output_dir) / LIVE_LOG, _row({**logs, "step": state.global_step}))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._world.size > 1:
-            dist.barrier()
+        barrier(self._world)
         if self._world.is_main:
             assert args.output_dir is not None
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
