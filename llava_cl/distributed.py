@@ -59,11 +59,15 @@ def _init_deepspeed(backend: str, timeout: datetime.timedelta) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     from deepspeed import ops
+    from deepspeed.utils import groups
+    from torch.distributed import distributed_c10d
 
     if backend == "gloo":
         # Otherwise the first use compiles a shared-memory collective for a minute.
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    # ZeRO works in a copy of the world's group, which torch would give its own default timeout.
+    distributed_c10d._set_pg_timeout(timeout, groups._clone_world_group())
 
 
 def free_port() -> int:

@@ -34,6 +34,9 @@ _PRELOADED = [
     "llava_cl.training.trainer",
 ]
 
+TIMEOUT_MINUTES = 2
+"""How long a rank waits for another."""
+
 
 class RankFailed(Exception):
     """A rank raised, died, or did not finish in time; the message holds its traceback."""
@@ -124,7 +127,7 @@ def _rank(
     gc.freeze()
     try:
         function, args = pickle.loads(payload)
-        world = init_world(use_deepspeed=use_deepspeed, timeout_minutes=2)
+        world = init_world(use_deepspeed=use_deepspeed, timeout_minutes=TIMEOUT_MINUTES)
         answer = pickle.dumps((True, function(world, *args)))
     except Exception:  # noqa: BLE001 - raised again in the parent
         answer = pickle.dumps((False, traceback.format_exc()))

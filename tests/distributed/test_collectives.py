@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from llava_cl.distributed import (
     reduce_sums,
     share_out,
 )
-from ranks import run_ranks
+from ranks import TIMEOUT_MINUTES, run_ranks
 
 ALONE = World(0, 1, torch.device("cpu"))
 OWNERS = {"a": 0, "b": 1, "c": 2, "d": 1}
@@ -61,6 +62,18 @@ def test_collectives_on_three_ranks() -> None:
     assert sorted(item for result in results for item in result["share"]) == list(range(10))
     reduced = [{name: tensor.tolist() for name, tensor in result["reduced"].items()} for result in results]
     assert reduced == [{"y": [6.0, 6.0]}, {}, {"x": [3.0, 3.0], "z": [9.0, 9.0]}]
+
+
+def _zero_timeout(world: World) -> float:
+    from deepspeed.utils import groups
+
+    group = groups._get_data_parallel_group()
+    assert group is not dist.group.WORLD
+    return group._get_backend(world.device).options._timeout.total_seconds()
+
+
+def test_zero_waits_no_longer_than_other_collectives() -> None:
+    assert run_ranks(_zero_timeout, 2, use_deepspeed=True) == [TIMEOUT_MINUTES * 60] * 2
 
 
 def test_one_process_needs_no_group() -> None:
