@@ -9,7 +9,7 @@ import hashlib
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ class Job:
         self._resident: PreTrainedModel | None = None
         self._stages = _CHANGED
         self._base: dict[str, torch.Tensor] | None = None
+        self._emptied: PreTrainedModel | None = None
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -114,19 +115,21 @@ class Job:
     def model_after(self, stages: int, *, to_learn: bool = False) -> PreTrainedModel:
         """The model after `stages` stages, on the weights that stay with the job: they must not be written to.
 
-        The checkpoint is read once. From one stage to a later one the adapted weights are put together again from those
-        of the base, of which each rank keeps the layers it owns in host memory where a task is `to_learn`, so that they
-        are the same as in a job that begins there.
+        The checkpoint is read once. From one stage to a later one the weights that training writes to are put together
+        again from those of the base, of which each rank keeps those it owns in host memory where a task is `to_learn`,
+        so that they are the same as in a job that begins there.
 
         Raises:
             InputError: as `load_model`.
         """
         with self.timed("load"):
             gc.collect()
-            if self._resident is None or (self._stages != stages and self._base is None):
+            if self._emptied is not None:
+                self._resident, self._emptied = self._filled(self._emptied), None
+            elif self._resident is None or (self._stages != stages and self._base is None):
                 self._resident = self._base = None
                 self._resident = self._read()
-                self._base = self._owned_weights(self._resident) if to_learn and not self._taken_apart else None
+                self._base = self._owned_weights(self._resident) if to_learn else None
                 self._stages = 0
             if self._stages != stages:
                 self._stages = _CHANGED
@@ -134,17 +137,17 @@ class Job:
                 self._stages = stages
             if not to_learn:
                 self._base = None
-        return _on_the_same_weights(self._resident)
+        return _with_weights(self._resident, lambda weight: weight.detach())
 
     def model_to_train(self, stages: int) -> PreTrainedModel:
         """The model after `stages` stages, whose adapted weights may be written to.
 
-        ZeRO-3 takes its model apart when its engine starts, so it gets the job's own, in host memory until then, and
-        the next one is read again.
+        ZeRO-3 takes its model apart when its engine starts, so it gets the job's own, in host memory until then.
         """
         model = self.model_after(stages, to_learn=True)
         self._stages = _CHANGED
         if self._taken_apart:
+            self._emptied = _with_weights(model, lambda weight: torch.empty_like(weight, device="meta"))
             self._resident = None
             return model.to("cpu")  # type: ignore[arg-type]
         return model
@@ -161,12 +164,32 @@ class Job:
         return model
 
     def _owned_weights(self, model: PreTrainedModel) -> dict[str, torch.Tensor]:
-        owners = self.owners(model)
+        """Of the weights that training writes to, those that this rank keeps."""
+        owners = self._weight_owners(model)
         return {
-            name: target.module.weight.detach().to("cpu", copy=True)
-            for name, target in self.targets(model).items()
-            if owners[name] == self.world.rank
+            name: weight.detach().to("cpu", copy=True)
+            for name, weight in model.named_parameters()
+            if owners.get(name) == self.world.rank
         }
+
+    def _weight_owners(self, model: PreTrainedModel) -> dict[str, int]:
+        """Owner ranks of the adapted weights, with ZeRO-3 of all."""
+        owners = self.owners(model)
+        adapted = {f"{name}.weight": owners[name] for name in self.targets(model)}
+        if not self._taken_apart:
+            return adapted
+        sizes = {name: float(weight.numel()) for name, weight in model.named_parameters() if name not in adapted}
+        return {**share_out(sizes, self.world.size), **adapted}
+
+    def _filled(self, emptied: PreTrainedModel) -> PreTrainedModel:
+        """A model without values, with those of the base that the ranks have kept, the adapted weights excepted."""
+        model = _with_weights(emptied, lambda weight: torch.empty_like(weight, device=self.world.device))
+        owners, weights = self._weight_owners(model), dict(model.named_parameters())
+        for name, value in (self._base or {}).items():
+            weights[name].data.copy_(value)
+        adapted = {f"{name}.weight" for name in self.targets(model)}
+        share_tensors({name: weight for name, weight in weights.items() if name not in adapted}, owners, self.world)
+        return model
 
     def _replay(self, model: PreTrainedModel, stages: int, base: dict[str, torch.Tensor] | None = None) -> None:
         """Gives a base model, or one whose base weights are `base`, the adapters; each rank does its layers' sums."""
@@ -201,11 +224,11 @@ class Job:
         return self.run.stage(number)
 
 
-def _on_the_same_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """A model whose modules, settings and parameter objects are its own, and whose weights are those of `model`.
+def _with_weights(model: PreTrainedModel, make: Callable[[nn.Parameter], torch.Tensor]) -> PreTrainedModel:
+    """A model whose modules, settings and parameter objects are its own, and whose weights are made from `model`'s.
 
     What training does to a model, such as hooks, wrapped modules and settings, is gone with it.
     """
     shared: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
-    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    shared |= {id(p): nn.Parameter(make(p), requires_grad=p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, shared)

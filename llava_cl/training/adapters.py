@@ -217,7 +217,7 @@ def replay(
     Args:
         model: changed in place.
         folders: adapter folders in the order of the stages.
-        base: weights of the base by layer; those that are not in it are the model's own.
+        base: weights of the base by parameter name; those that are not in it are the model's own.
         layers: the layers to change; default all that have an adapter.
 
     Raises:
@@ -236,7 +236,7 @@ def replay(
         for name in sorted({name for file in files for name in file.metadata["layers"]}):
             if layers is None or name in layers:
                 weight = parameters[f"{name}.weight"]
-                start = (base or {}).get(name, weight).to(weight.device).float()
+                start = (base or {}).get(f"{name}.weight", weight).to(weight.device).float()
                 weight.copy_(start.addmm(*_deltas([f for f in files if name in f.metadata["layers"]], name, weight)))
         for file in files:
             if file.metadata["projector"]:

@@ -92,33 +92,45 @@ def test_without_the_weights_of_the_base_it_is_loaded_again(run: Path) -> None:
     assert job.loads == 2
 
 
-def _stages_of_a_rank(world: World, folder: Path, dtype: str) -> tuple[dict[str, torch.Tensor], int, int]:
-    job = _job(folder, world, dtype)
+def _stages_of_a_rank(world: World, folder: Path, *overrides: str) -> tuple[dict[str, torch.Tensor], set[str], int]:
+    job = _job(folder, world, *overrides)
     _spoil(job.model_to_train(1))
     assert job._base is not None
-    kept = len(job._base)
+    kept = set(job._base)
     return _values(job.model_after(2)), kept, job.loads
 
 
+def _zero(stage: int) -> str:
+    return f"distributed.deepspeed={Path(__file__).parents[2] / 'configs' / 'deepspeed' / f'zero{stage}.json'}"
+
+
 @pytest.mark.distributed
-def test_ranks_share_the_weights_of_the_base(run: Path) -> None:
-    fresh = _values(_job(run, ALONE, _dtype(run)).load_model(2))
-    results = run_ranks(_stages_of_a_rank, 2, run, _dtype(run))
+@pytest.mark.parametrize("zero", [2, 3])
+def test_ranks_share_the_weights_of_the_base(run: Path, zero: int) -> None:
+    """With ZeRO-3, which takes the model apart, all of them."""
+    model = _job(run, ALONE, _dtype(run)).load_model(2)
+    fresh = _values(model)
+    results = run_ranks(_stages_of_a_rank, 2, run, _dtype(run), _zero(zero))
     for values, _, loads in results:
+        assert values.keys() == fresh.keys()
         assert all(torch.equal(value, fresh[name]) for name, value in values.items())
         assert loads == 1
-    kept = [number for _, number, _ in results]
-    assert sum(kept) == 14
-    assert min(kept) > 0
+    first, second = (kept for _, kept, _ in results)
+    assert first and second and not first & second
+    assert len(first | second) == (14 if zero == 2 else len(list(model.named_parameters())))
 
 
-def test_zero_3_gets_the_model_and_the_next_is_loaded(run: Path) -> None:
-    zero3 = f"distributed.deepspeed={Path(__file__).parents[2] / 'configs' / 'deepspeed' / 'zero3.json'}"
-    job = _job(run, ALONE, _dtype(run), zero3)
-    fresh = _values(_job(run, ALONE, _dtype(run)).load_model(2))
-    job.model_after(1, to_learn=True)
-    _spoil(job.model_to_train(1))
+def test_zero_3_gets_the_model_and_the_next_is_put_together_again(run: Path) -> None:
+    job = _job(run, ALONE, _dtype(run), _zero(3))
+    fresh = {stages: _values(_job(run, ALONE, _dtype(run)).load_model(stages)) for stages in (1, 2)}
+    _same(job.model_after(1, to_learn=True), fresh[1])
+    given = job.model_to_train(1)
+    _same(given, fresh[1])
+    _spoil(given)
+    for parameter in given.parameters():
+        parameter.data = torch.empty(0, dtype=parameter.dtype)  # as the engine does
+    after = job.model_after(2)
+    _same(after, fresh[2])
+    assert not any(parameter.requires_grad for parameter in after.parameters())
+    assert not after.get_input_embeddings()._forward_hooks
     assert job.loads == 1
-    assert job._base is None
-    _same(job.model_after(2), fresh)
-    assert job.loads == 2
