@@ -5,8 +5,9 @@
 
 Two ranks under ZeRO-2 run stages 0 and 1 on a few samples of the first task. Counted over both ranks: floating point
 operations of matrix products by step (other kernels depend on the version of torch), decompositions, bytes given to
-collectives by kind, loads of the model; and bytes of the tensors stored. Kernel launches are left out: they differ
-between versions of torch.
+collectives by kind, loads of the model, calls of torch's operators by step, which on a GPU are kernel launches (views
+launch none and are left out); and bytes of the tensors stored. Calls are compared under the baseline's version of torch
+alone, because versions take one operation apart in different ways.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +42,8 @@ _COLLECTIVES = {
     "reduce_scatter_tensor": 1,
 }
 _DECOMPOSITIONS = ("eigh", "svd", "qr")
+_CALLS = "calls."
+_TORCH = "torch"
 
 
 def build_run(folder: Path) -> None:
@@ -123,7 +127,7 @@ def _sent(counts: collections.Counter[str], name: str, tensor: torch.Tensor) -> 
 def _flops(counts: collections.Counter[str], name: str, step: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         counter = FlopCounterMode(display=False)
-        with counter:
+        with counter, _Calls(counts, name):
             made = step(*args)
         for operation, flops in counter.get_flop_counts().get("Global", {}).items():
             if str(operation).rpartition(".")[2] in _PRODUCTS:
@@ -131,6 +135,19 @@ def _flops(counts: collections.Counter[str], name: str, step: Callable[..., Any]
         return made
 
     return call
+
+
+class _Calls(TorchDispatchMode):
+    """Counts the operators that a step calls."""
+
+    def __init__(self, counts: collections.Counter[str], step: str) -> None:
+        super().__init__()
+        self._counts, self._name = counts, f"{_CALLS}{step}"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            self._counts[self._name] += 1
+        return func(*args, **(kwargs or {}))
 
 
 def measure_counts(folder: Path) -> dict[str, int]:
@@ -148,11 +165,17 @@ def measure_counts(folder: Path) -> dict[str, int]:
     return dict(sorted(json.loads((folder / "counts.json").read_text()).items()))
 
 
-def grown(counts: dict[str, int], baseline: dict[str, int]) -> list[str]:
-    """One sentence for each count that is more than 5 percent above the baseline's, or that it lacks."""
+def comparable(counts: dict[str, int], baseline: dict[str, Any]) -> dict[str, int]:
+    """The counts that the baseline can be compared with under this version of torch."""
+    alike = baseline[_TORCH] == torch.__version__.partition("+")[0]
+    return {name: value for name, value in counts.items() if alike or not name.startswith(_CALLS)}
+
+
+def grown(counts: dict[str, int], baseline: dict[str, Any]) -> list[str]:
+    """One sentence for each comparable count that is more than 5 percent above the baseline's, or that it lacks."""
     return [
         f"{name}: {value:,}, the baseline has {baseline.get(name, 0):,}"
-        for name, value in counts.items()
+        for name, value in comparable(counts, baseline).items()
         if value > TOLERANCE * baseline.get(name, 0)
     ]
 
@@ -169,10 +192,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         counts = measure_counts(Path(folder) / "counts")
     if arguments.update:
-        BASELINE.write_text(json.dumps(counts, indent=1) + "\n")
+        content = {_TORCH: torch.__version__.partition("+")[0], **counts}
+        BASELINE.write_text(json.dumps(content, indent=1) + "\n")
         return 0
     baseline = json.loads(BASELINE.read_text())
-    for name, value in counts.items():
+    for name, value in comparable(counts, baseline).items():
         print(f"{name:<40} {value:>16,} {value / max(baseline.get(name, 0), 1) - 1:+8.1%}")
     problems = grown(counts, baseline)
     print("\n".join(problems) or "nothing grew")
