@@ -155,6 +155,24 @@ def growth(shape: tuple[int, int], repeats: int, device: str) -> list[dict[str, 
     return rows
 
 
+def batched(repeats: int, device: str) -> list[dict[str, Any]]:
+    """Seconds of the steps' operations on eight matrices of one shape, one after another and as one batch."""
+    rows = []
+    for side in (64, 256, 1024):
+        square, narrow = torch.randn(8, side, side), torch.randn(8, side, side // 8)
+        square, narrow, gram = square.to(device), narrow.to(device), (square @ square.mT).double().to(device)
+        operations: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
+            "eigh": lambda gram, square, narrow: torch.linalg.eigh(gram),
+            "product": lambda gram, square, narrow: square @ narrow,
+            "qr": lambda gram, square, narrow: torch.linalg.qr(narrow),
+        }
+        for name, call in operations.items():
+            each = timed(lambda c=call, m=(gram, square, narrow): [c(*one) for one in zip(*m, strict=True)], repeats)[0]
+            whole = timed(lambda c=call, m=(gram, square, narrow): c(*m), repeats)[0]
+            rows.append({"operation": name, "side": side, "one_by_one": each, "batched": whole})
+    return rows
+
+
 def main() -> None:
     """Measures all sizes, prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -201,6 +219,11 @@ def main() -> None:
     print(f"\nWidening at {out} x {features} by the size of the basis before:")
     for row in result["growth"]:
         print(f"  {row['basis']:5} columns, {row['added']:4} added: {row['seconds']:6.2f} s")
+    result["batched"] = batched(max(arguments.repeats, 5), arguments.device)
+    print("\nEight matrices of one shape, milliseconds:")
+    for row in result["batched"]:
+        each, whole = 1000 * row["one_by_one"], 1000 * row["batched"]
+        print(f"  {row['operation']:8} {row['side']:5}: {each:8.2f} one by one, {whole:8.2f} as a batch")
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "subspace.json").write_text(json.dumps(result, indent=1))
 
