@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ class Silent:
     def note(self, text: str) -> None:
         """Keeps it."""
         self.notes.append(text)
+
+    def plans(self, passes: Mapping[int, Mapping[str, float]]) -> None:
+        """Nothing."""
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """Counts."""

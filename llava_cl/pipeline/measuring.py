@@ -24,17 +24,18 @@ logger = logging.getLogger(__name__)
 
 When = Literal["before", "after"]
 TIMES: tuple[When, When] = ("before", "after")
-_PART = {"before": "measure", "after": "remeasure"}
+PARTS: dict[When, str] = {"before": "measure", "after": "remeasure"}
+"""What measuring before and after training is called in progress and timings."""
 
 
 def sums_to_measure(config: RunConfig, targets: Mapping[str, LinearTarget], when: When) -> list[Sum]:
     """The sums over samples that the method's statistics need before or after a stage's training."""
-    return planned_sums(targets, _wanted(Methods(config.method), when), _sketch_columns(config, when))
+    return planned_sums(targets, measured_statistics(Methods(config.method), when), _sketch_columns(config, when))
 
 
 def measure_task(job: Job, model: PreTrainedModel, stage: int, when: When, owners: Mapping[str, int]) -> Statistics:
     """Measures over the evenly spaced share of the task's samples that the configuration states."""
-    wanted = _wanted(job.methods, when)
+    wanted = measured_statistics(job.methods, when)
     if not wanted:
         return Statistics()
     task, settings = job.config.task(stage), job.config.measurement
@@ -52,9 +53,9 @@ def measure_task(job: Job, model: PreTrainedModel, stage: int, when: When, owner
     if columns:
         rows, features = (max(sizes) for sizes in zip(*(t.module.weight.shape for t in targets.values()), strict=True))
         sketch = Sketch.draw(columns, rows, features, torch.Generator().manual_seed(job.seed(stage, "sketch")))
-    report = job.progress.step(stage, _PART[when])
+    report = job.progress.step(stage, PARTS[when])
     total = sum(len(batch) for batch in batches)
-    with job.timed(_PART[when]):
+    with job.timed(PARTS[when]):
         statistics = measure(
             model,
             DataLoader(
@@ -80,7 +81,7 @@ def measure_task(job: Job, model: PreTrainedModel, stage: int, when: When, owner
     return statistics
 
 
-def _wanted(methods: Methods, when: When) -> frozenset[str]:
+def measured_statistics(methods: Methods, when: When) -> frozenset[str]:
     """Of what the method wants, that which comes from samples; a running moment needs the task's own at its end."""
     wanted = methods.wanted(when)
     wanted = wanted | ({SECOND_MOMENT} if when == "after" and "past_moment" in wanted else set())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from llava_cl.pipeline.data_checks import check_records
 from llava_cl.pipeline.doctor import versions
 from llava_cl.pipeline.job import recorded_config
 from llava_cl.pipeline.launch import hosts, progress_file, ranks_per_node, run_job
+from llava_cl.pipeline.passes import count_passes
 from llava_cl.pipeline.preflight import check_disk, check_setup
 from llava_cl.pipeline.progress import Event, ProgressReader
 from llava_cl.pipeline.results import write_results
@@ -42,6 +43,9 @@ class Watcher(Protocol):
 
     def note(self, text: str) -> None:
         """Something that the user should know, and that stops nothing."""
+
+    def plans(self, passes: Mapping[int, Mapping[str, float]]) -> None:
+        """What the stages up to the last one will do, see `count_passes`."""
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """A stage's job is about to start; `total` is the number of the last stage."""
@@ -104,6 +108,8 @@ def execute(
         if launch.redo is not None:
             aside = run.set_aside(launch.redo)
             watcher.note(f"set aside, to be done again: {', '.join(map(str, aside))}")
+        passes = count_passes(config, read_json(run.manifest, "records")["records"])
+        watcher.plans({stage: steps for stage, steps in passes.items() if stage <= until})
         metrics: dict[str, Any] | None = None
         for stage in range(until + 1):
             if run.stage(stage).committed:
@@ -204,7 +210,9 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
     before = read_json(run.manifest) if run.manifest.is_file() else None
     if before is None or not run.begun:
         check_disk(config, run.path)
-        check_records(config, lambda task, done, total: watcher.checking(f"data of {task}") if not total else None)
+        found = check_records(
+            config, lambda task, done, total: watcher.checking(f"data of {task}") if not total else None
+        )
         write_json(
             run.manifest,
             {
@@ -219,6 +227,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
                 "method": config.method.name,
                 "tasks": [task.name for task in config.benchmark.tasks],
                 "probes": [task.name for task in config.benchmark.probes],
+                "records": {file: count for data in found for file, count in data.records.items()},
                 "seed": config.seed,
                 "ranks": ranks,
                 **fingerprints,

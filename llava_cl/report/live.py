@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from llava_cl.pipeline.progress import Event
 from llava_cl.report.console import console_table, summary_table
+from llava_cl.report.time_left import TimeLeft
 
 _SECONDS_BETWEEN_LINES = 60
 
@@ -25,8 +27,8 @@ class LiveDisplay:
         self._console = console
         self._total = self._stage = 0
         self._task = self._step = ""
-        self._begin = self._stage_begin = self._step_begin = self._line = time.monotonic()
-        self._stage_seconds: list[float] = []
+        self._begin = self._stage_begin = self._line = time.monotonic()
+        self._time_left = TimeLeft({})
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -55,8 +57,13 @@ class LiveDisplay:
         """Something that stops nothing."""
         self._console.print(f"note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
+    def plans(self, passes: Mapping[int, Mapping[str, float]]) -> None:
+        """What the stages will do."""
+        self._time_left = TimeLeft(passes)
+
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """A stage's job starts."""
+        self._time_left.stage_begins(stage)
         self._stage, self._task, self._total = stage, task, total
         self._stage_begin = time.monotonic()
         self._step = ""
@@ -64,13 +71,13 @@ class LiveDisplay:
 
     def event(self, event: Event) -> None:
         """A step got further."""
+        self._time_left.event(event)
         label = f"stage {event.stage}/{self._total} {self._task}: {event.step}"
         if event.step != self._step:
             self._step = event.step
-            self._step_begin = time.monotonic()
             self._show(label)
         amount = f"{event.done}/{event.total}" if event.total else ""
-        left = self._left(event)
+        left = self._left()
         if not self._console.is_terminal and time.monotonic() - self._line > _SECONDS_BETWEEN_LINES:
             self._show(f"{label} " + ", ".join(filter(None, (amount, left))))
         self._progress.update(
@@ -80,14 +87,15 @@ class LiveDisplay:
     def stage_ends(self, stage: int, metrics: dict[str, Any]) -> None:
         """A stage is committed."""
         seconds = time.monotonic() - self._stage_begin
-        if stage:
-            self._stage_seconds.append(seconds)
+        self._time_left.stage_ends()
+        run = self._time_left.left().get("run")
+        left = f", about {_clock(run)} left" if run else ""
         row = (metrics["matrix"][stage - 1] if stage else metrics["base_row"]) or []
         scores = ", ".join(
             f"{name} {value:.1f}" for name, value in zip(metrics["tasks"], row, strict=False) if value is not None
         )
         self._console.print(
-            f"stage {stage}/{self._total} {self._task} done in {_clock(seconds)}{self._run_left()}. {scores}",
+            f"stage {stage}/{self._total} {self._task} done in {_clock(seconds)}{left}. {scores}",
             highlight=False,
             soft_wrap=True,
         )
@@ -98,23 +106,9 @@ class LiveDisplay:
         self._console.print(console_table(metrics))
         self._console.print(summary_table(metrics))
 
-    def _left(self, event: Event | None = None) -> str:
-        """Time that is left of the step, and of stage and run by the mean of the stages that this process has seen."""
-        known = {}
-        if event is not None and 0 < event.done < event.total:
-            known["step"] = (time.monotonic() - self._step_begin) / event.done * (event.total - event.done)
-        if self._stage_seconds:
-            mean = sum(self._stage_seconds) / len(self._stage_seconds)
-            known["stage"] = max(mean - (time.monotonic() - self._stage_begin), known.get("step", 0.0))
-            known["run"] = known["stage"] + mean * (self._total - self._stage)
+    def _left(self) -> str:
+        known = self._time_left.left()
         return ", ".join(f"{name} {_clock(seconds)}" for name, seconds in known.items()) + (" left" if known else "")
-
-    def _run_left(self) -> str:
-        """Time that is left of the run when a stage is done."""
-        if not self._stage_seconds or self._stage == self._total:
-            return ""
-        mean = sum(self._stage_seconds) / len(self._stage_seconds)
-        return f", about {_clock(mean * (self._total - self._stage))} left"
 
     def _show(self, label: str) -> None:
         if self._console.is_terminal:

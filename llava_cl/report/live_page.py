@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ class LivePage:
         """Nothing of the run can be shown yet."""
 
     def note(self, text: str) -> None:
+        """Nothing to show."""
+
+    def plans(self, passes: Mapping[int, Mapping[str, float]]) -> None:
         """Nothing to show."""
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ class Tracking:
         """There is nothing to log yet."""
 
     def note(self, text: str) -> None:
+        """Nothing to show."""
+
+    def plans(self, passes: Mapping[int, Mapping[str, float]]) -> None:
         """Nothing to show."""
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llava_cl.pipeline.orchestrator import Watcher
@@ -23,6 +24,11 @@ class Watchers:
         """Something that stops nothing."""
         for watcher in self._watchers:
             watcher.note(text)
+
+    def plans(self, passes: Mapping[int, Mapping[str, float]]) -> None:
+        """What the stages up to the last one will do."""
+        for watcher in self._watchers:
+            watcher.plans(passes)
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """A stage's job is about to start."""

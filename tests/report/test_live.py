@@ -18,6 +18,7 @@ def lines_of(*, terminal: bool) -> str:
     stream = io.StringIO()
     with LiveDisplay(Console(file=stream, force_terminal=terminal, width=100)) as display:
         display.checking("records of Colour")
+        display.plans({stage: {"train": 10.0} for stage in (1, 2, 3)})
         display.stage_begins(1, "Colour", 3)
         display.event(Event(1, "train", 0, 0))
         display.event(Event(1, "train", 5, 10))
@@ -32,7 +33,7 @@ def test_log_file_gets_one_plain_line_for_each_step() -> None:
     assert text.count("stage 1/3 Colour: train") == 1
     assert "checking records of Colour" in text
     assert "Colour 50.0, Tone 25.0" in text
-    assert "left" in text
+    assert "done in 0:00, about 0:00 left." in text
 
 
 def test_the_time_left_in_a_step_is_told_before_any_stage_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
