@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ MOST_QUESTIONS = 360
 """At most this many questions are shown of a run, `PER_TASK` of a task."""
 PER_TASK = 12
 FEWEST = 4
+
+_BEGINNING = re.compile(r'\{"question_id": ([0-9]+|"[^"\\]*"), ')
 
 
 class Fate(StrEnum):
@@ -174,9 +178,15 @@ def _answers(file: Path, ids: Sequence[str]) -> dict[str, dict[str, str]]:
     if not file.is_file():
         return {}
     wanted = set(ids)
-    found = {}
-    for row in read_jsonl(file):
-        id_ = str(row.get("question_id"))
-        if id_ in wanted:
-            found[id_] = {"prompt": str(row.get("prompt", "")), "text": str(row.get("text", ""))}
-    return found
+    written = {*wanted, *(json.dumps(id_, ensure_ascii=False) for id_ in ids)}
+
+    def keep(line: str) -> bool:
+        """Lines that begin as `write_jsonl` writes them can be told without being parsed."""
+        found = _BEGINNING.match(line)
+        return found is None or found[1] in written
+
+    rows = {str(row.get("question_id")): row for row in read_jsonl(file, keep)}
+    return {
+        id_: {"prompt": str(rows[id_].get("prompt", "")), "text": str(rows[id_].get("text", ""))}
+        for id_ in wanted & rows.keys()
+    }

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +93,20 @@ def read_json(path: Path, *required: str) -> dict[str, Any]:
     return content
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, keep: Callable[[str], bool] = lambda line: True) -> list[dict[str, Any]]:
     """Reads a JSON Lines file; blank lines are not allowed.
+
+    Args:
+        path: the file.
+        keep: whether a line is to be read; others are passed over as they are.
 
     Raises:
         InputError: missing, unreadable, or a line that is no JSON object, with its number.
     """
     rows = []
     for number, line in enumerate(io.StringIO(read_text(path)), start=1):
+        if not keep(line):
+            continue
         row = parse_json(line, str(path), line=number)
         if not isinstance(row, dict):
             raise InputError(f"{path}: line {number} is not a JSON object.")
