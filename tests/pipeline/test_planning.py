@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -21,8 +22,16 @@ from llava_cl.errors import InputError
 from llava_cl.methods import LoraFactors
 from llava_cl.pipeline import planning
 from llava_cl.pipeline.activations import ANSWER_TOKENS, TEXT_TOKENS, Size, task_size
-from llava_cl.pipeline.planning import Needs, Shapes, predict_disk, predict_memory, recomputes, training_bytes
-from llava_cl.pipeline.preflight import check_setup
+from llava_cl.pipeline.planning import (
+    Needs,
+    Shapes,
+    host_memory_problems,
+    predict_disk,
+    predict_memory,
+    recomputes,
+    training_bytes,
+)
+from llava_cl.pipeline.preflight import check_memory, check_setup
 from llava_cl.pipeline.samples import samples_of
 from llava_cl.report.console import needs_tables
 from llava_cl.training.adapters import attach
@@ -157,6 +166,23 @@ def test_layers_are_computed_again_where_memory_is_short(config: RunConfig, monk
     assert [decided(True, 1e12), decided(False, 0), decided("auto", 0, CPU)] == [True, False, False]
 
 
+def test_sums_that_host_memory_does_not_hold_are_told(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path, content, "measurement.sums=host")
+    here = Shapes.of(config, samples_of(config))
+    assert here.host_sums == 0  # a CPU's sums are in its own memory, which is counted as such
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    shapes = Shapes.of(config, samples_of(config))
+    assert shapes.host_sums == here.sums > shapes.sums
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=2 * here.sums))
+    assert host_memory_problems(shapes, 2) == []
+    assert "for 3 ranks" in host_memory_problems(shapes, 3)[0]
+    with pytest.raises(InputError, match=r"measurement\.sums: 'host' takes .* for 3 ranks"):
+        check_memory(config, 3)
+
+
 def test_flash_attention_that_is_not_there_gets_one_message(content: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(tmp_path, content, "model.attention=flash_attention_2")
     with pytest.raises(InputError) as caught:
@@ -167,7 +193,8 @@ def test_flash_attention_that_is_not_there_gets_one_message(content: dict[str, A
 
 
 def test_needs_are_shown(content: dict[str, Any], config: RunConfig, tmp_path: Path) -> None:
-    needs = Needs.of(config, 2)
+    needs = Needs.of(config, 2, 2)
+    assert needs.problems == []
     out = io.StringIO()
     for table in needs_tables(needs):
         Console(file=out, width=120).print(table)
