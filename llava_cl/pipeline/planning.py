@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from llava_cl.config import AnyTask, RunConfig
+from llava_cl.config import AnyTask, ClassTaskConfig, RunConfig
 from llava_cl.distributed import World, gather_objects
 from llava_cl.methods import Methods
 from llava_cl.pipeline.activations import Size, Step, batch_size, task_size, try_batch
@@ -243,6 +243,7 @@ class Needs:
             InputError: a model whose configuration cannot be read.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config = _with_class_names(config)
         samples = samples_of(config)
         sizes = [task_size(config, samples, task) for task in config.benchmark.tasks]
         longest = max(size.longest for size in sizes)
@@ -255,3 +256,18 @@ class Needs:
             seconds=predict_seconds(config, samples, sizes, ranks=ranks, device=device),
             problems=host_memory_problems(shapes, local_ranks),
         )
+
+
+def _with_class_names(config: RunConfig) -> RunConfig:
+    """The configuration with numbers for the names of class folders that are not there: only how many counts."""
+
+    def named(task: AnyTask) -> AnyTask:
+        if not isinstance(task, ClassTaskConfig):
+            return task
+        classes = range(task.classes) if isinstance(task.classes, int) else task.classes
+        return task.model_copy(update={"classes": tuple(map(str, classes))})
+
+    tasks, probes = (tuple(map(named, part)) for part in (config.benchmark.tasks, config.benchmark.probes))
+    return config.model_copy(
+        update={"benchmark": config.benchmark.model_copy(update={"tasks": tasks, "probes": probes})}
+    )

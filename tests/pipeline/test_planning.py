@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import tiny
+import tiny_clip
+import tiny_vit
 from llava_cl.cli import app
 from llava_cl.config import RunConfig
 from llava_cl.distributed import World
 from llava_cl.errors import InputError
 from llava_cl.methods import LoraFactors
-from llava_cl.pipeline import planning
+from llava_cl.pipeline import doctor, planning
 from llava_cl.pipeline.activations import ANSWER_TOKENS, TEXT_TOKENS, Size, task_size
 from llava_cl.pipeline.planning import (
     Needs,
@@ -206,3 +208,35 @@ def test_needs_are_shown(content: dict[str, Any], config: RunConfig, tmp_path: P
     assert set(needs.seconds) == {"measure", "train", "evaluate"}
     shown = CliRunner().invoke(app, ["run", str(write_config(tmp_path, content)), "--nproc", "2", "--dry-run"])
     assert json.loads(shown.output)["needs"]["memory"] == needs.memory
+
+
+@pytest.mark.parametrize("family", [tiny_vit, tiny_clip])
+def test_class_folders_that_are_not_there_change_no_memory(family: Any, tmp_path: Path) -> None:
+    content = family.run_content(tmp_path)
+    for number, task in enumerate(content["benchmark"]["tasks"]):
+        task["classes"] = [2 * number, 2 * number + 1]
+    there = Needs.of(tiny_config(tmp_path, content), 2, 2)
+    content["data_root"] = str(tmp_path / "nowhere")
+    assert isinstance(there.seconds, dict)
+    bare = Needs.of(tiny_config(tmp_path, content), 2, 2)
+    assert (bare.memory, bare.disk, bare.seconds) == (there.memory, there.disk, None)
+    for task in content["benchmark"]["tasks"]:
+        task |= {"classes": 2, "records": {"train": 24}}
+    counted = Needs.of(tiny_config(tmp_path, content), 2, 2)
+    assert counted.memory == there.memory and counted.seconds is not None
+
+
+def test_doctor_predicts_a_run_whose_class_folders_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "diagnose", lambda ranks: iter(()))
+    content = tiny_vit.run_content(tmp_path)
+    content["data_root"] = str(tmp_path / "nowhere")
+    command = ["doctor", str(write_config(tmp_path, content)), "--nproc", "2"]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    assert "Memory of each of 2 ranks" in shown.output
+    monkeypatch.setattr(planning, "host_memory_problems", lambda shapes, ranks: [f"too little for {ranks}"])
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 1
+    assert shown.output.splitlines()[-1] == "problem too little for 2"
