@@ -26,6 +26,7 @@ from llava_cl.distributed import World, barrier, gather_objects
 from llava_cl.errors import InputError, RunError
 from llava_cl.stopping import Stopped, StopRequest
 from llava_cl.store import read_json, resume_points
+from llava_cl.training.statistics import save_memory
 from llava_cl.training.watch import TrainingWatch, log_row
 
 
@@ -217,8 +218,6 @@ def training_arguments(
         lr_scheduler_type="constant" if training.scheduler in ("steps", "one_cycle") else training.scheduler,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        gradient_checkpointing=plan.recompute,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if plan.recompute else None,
         optim="adamw_torch",
         bf16=bf16 and deepspeed is not None,
         use_cpu=cpu,
@@ -332,6 +331,8 @@ def train(
             shutil.rmtree(folder, ignore_errors=True)
     # One rank looks, so that no rank sees the folder while it is being emptied.
     resume = gather_objects(resume, world)[0]
+    if plan.recompute:
+        save_memory(model)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     # Otherwise models that this process loads later would be partitioned on loading, as this one was.
     unset_hf_deepspeed_config()

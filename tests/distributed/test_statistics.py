@@ -18,7 +18,7 @@ from llava_cl.data import collate_train
 from llava_cl.distributed import World, share_out
 from llava_cl.models import LinearTarget, family
 from llava_cl.subspace import Sketch
-from llava_cl.training.statistics import Statistics, measure
+from llava_cl.training.statistics import Statistics, measure, save_memory
 from llava_cl.training.sums import SumsPlace
 from ranks import run_ranks
 from tiny import build_model
@@ -127,8 +127,7 @@ def _measure_under(
     for mode in modes:
         model = _wrapped(llava.load(world.device), mode)
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.train()
+            save_memory(model)
         targets = llava.linear_targets(model)
         results[mode] = measure(
             model,
