@@ -173,8 +173,7 @@ def _with_aliases(benchmark: BenchmarkConfig, root: Path) -> BenchmarkConfig:
     def renamed(task: AnyTask) -> AnyTask:
         return task.model_copy(update={field: actual(path) for field, path in task.paths().items()})
 
-    tasks, probes = (tuple(map(renamed, part)) for part in (benchmark.tasks, benchmark.probes))
-    return benchmark.model_copy(update={"tasks": tasks, "probes": probes})
+    return benchmark.with_each(renamed)
 
 
 def _with_folders(benchmark: BenchmarkConfig, root: Path) -> BenchmarkConfig:
@@ -203,10 +202,10 @@ def _with_folders(benchmark: BenchmarkConfig, root: Path) -> BenchmarkConfig:
             problems.append(f"benchmark task {task.name}, names: {', '.join(strange)} is no folder of its classes.")
         return task.model_copy(update={"classes": folders, "names": {**_names_beside(place), **task.names}})
 
-    tasks, probes = (tuple(map(named, part)) for part in (benchmark.tasks, benchmark.probes))
+    resolved = benchmark.with_each(named)
     if problems:
         raise InputError(*dict.fromkeys(problems))
-    return benchmark.model_copy(update={"tasks": tasks, "probes": probes})
+    return resolved
 
 
 def _natural(name: str) -> tuple[int, int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -183,6 +183,11 @@ class BenchmarkConfig(_Section):
     def evaluated_after(self, stage: int) -> tuple[AnyTask, ...]:
         """The tasks and probes that are evaluated after a stage; 0 is the untouched base."""
         return self.evaluated if self.evaluate == "all" else self.tasks[:stage]
+
+    def with_each(self, change: Callable[[AnyTask], AnyTask]) -> BenchmarkConfig:
+        """The benchmark with every task and probe changed."""
+        changed = {part: tuple(map(change, getattr(self, part))) for part in ("tasks", "probes")}
+        return self.model_copy(update=changed)
 
     @model_validator(mode="after")
     def _distinct(self) -> BenchmarkConfig:

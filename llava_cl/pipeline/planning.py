@@ -267,7 +267,4 @@ def _with_class_names(config: RunConfig) -> RunConfig:
         classes = range(task.classes) if isinstance(task.classes, int) else task.classes
         return task.model_copy(update={"classes": tuple(map(str, classes))})
 
-    tasks, probes = (tuple(map(named, part)) for part in (config.benchmark.tasks, config.benchmark.probes))
-    return config.model_copy(
-        update={"benchmark": config.benchmark.model_copy(update={"tasks": tasks, "probes": probes})}
-    )
+    return config.model_copy(update={"benchmark": config.benchmark.with_each(named)})
