@@ -250,8 +250,13 @@ def doctor(
         console.print(f"{finding.state:<8}", style=styles[finding.state], end="")
         console.print(f"{finding.subject}: {finding.detail}", highlight=False, markup=False, soft_wrap=True)
     if resolved is not None:
-        for table in needs_tables(Needs.of(resolved, nproc or ranks_per_node(resolved.distributed.ranks))):
+        ranks = nproc or ranks_per_node(resolved.distributed.ranks)
+        needs = Needs.of(resolved, ranks, ranks)
+        for table in needs_tables(needs):
             console.print(table)
+        for problem in needs.problems:
+            console.print(f"problem {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+        broken |= bool(needs.problems)
     raise typer.Exit(int(broken))
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -183,14 +182,3 @@ def barrier(world: World) -> None:
 def local_share(items: Sequence[Any], world: World) -> list[Any]:
     """This rank's items, dealt round-robin; shares differ by one at the most."""
     return list(items[world.rank :: world.size])
-
-
-@contextlib.contextmanager
-def full_precision_matmul() -> Iterator[None]:
-    """Switches TF32 off for the decompositions inside, and back afterwards."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

@@ -37,7 +37,7 @@ class TrainRecord:
 
 @dataclass(frozen=True)
 class QuestionRecord:
-    """One test question; `id` is unique within its file."""
+    """One test question; `id` is unique within its file, also as text, by which its credit is stored."""
 
     id: RecordId
     images: tuple[str, ...]
@@ -95,7 +95,7 @@ def load_question_records(path: Path) -> list[QuestionRecord]:
     """
     problems = _Problems(path)
     records = []
-    first_use: dict[RecordId, int] = {}
+    first_use: dict[str, int] = {}
     for index, raw in enumerate(_read_array(path)):
         record = _object(raw, index, problems)
         id_: Any = record.get("question_id")
@@ -103,10 +103,11 @@ def load_question_records(path: Path) -> list[QuestionRecord]:
         if fault:
             problems.add(index, "question_id", fault)
             id_ = index
-        elif id_ in first_use:
-            problems.add(index, "question_id", f"{shown(id_)} is that of record[{first_use[id_]}] too: make ids unique")
+        elif (name := str(id_)) in first_use:
+            same = f"{shown(id_)} is that of record[{first_use[name]}] too"
+            problems.add(index, "question_id", f"{same} (1 and '1' are the same): make ids unique")
         else:
-            first_use[id_] = index
+            first_use[name] = index
         images = _images(record, index, problems)
         text = _text(record, "text", index, problems)
         answer = _text(record, "answer", index, problems)

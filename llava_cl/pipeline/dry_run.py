@@ -31,7 +31,7 @@ def describe(config: RunConfig, launch: Launch) -> dict[str, Any]:
         "output": str(output),
         "ranks_per_node": ranks,
         "missing": missing,
-        "needs": None if missing else dataclasses.asdict(Needs.of(config, total)),
+        "needs": None if missing else dataclasses.asdict(Needs.of(config, total, ranks)),
         "stages": [
             {
                 "stage": number,

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
-from llava_cl.config import AnyTask, RunConfig
+from llava_cl.config import AnyTask, ClassTaskConfig, RunConfig
 from llava_cl.distributed import World, gather_objects
 from llava_cl.methods import Methods
 from llava_cl.pipeline.activations import Size, Step, batch_size, task_size, try_batch
@@ -38,6 +39,7 @@ class Shapes:
             module that is trained beside them.
         cache: bytes of a token's keys and values; 0 for a model that does not generate.
         sums: bytes of the fp32 sums that a device holds while statistics are measured.
+        host_sums: bytes of those that a rank keeps in host memory meanwhile, where that is not the device's.
     """
 
     width: int
@@ -49,6 +51,7 @@ class Shapes:
     beside: int
     cache: int
     sums: int
+    host_sums: int
 
     @classmethod
     def of(cls, config: RunConfig, samples: Samples) -> Shapes:
@@ -75,6 +78,7 @@ class Shapes:
             text = skeleton.config.get_text_config()
             head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
             cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * width
+        planned = [sums_to_measure(config, named, when) for when in TIMES]
         return cls(
             width=width,
             weights=width * sum(parameter.numel() for parameter in skeleton.parameters()),
@@ -84,7 +88,8 @@ class Shapes:
             adapters=a + b if train_a else b,
             beside=sum(p.numel() for p in skeleton.get_submodule(beside.name).parameters()) if beside else 0,
             cache=cache,
-            sums=max(device_bytes(sums_to_measure(config, named, when), place) for when in TIMES),
+            sums=max(device_bytes(sums, place) for sums in planned),
+            host_sums=max(device_bytes(sums, "device") for sums in planned) if place == "host" else 0,
         )
 
     def moments(self) -> int:
@@ -120,6 +125,17 @@ def least_memory(config: RunConfig, ranks: int) -> int:
     shapes = Shapes.of(config, samples_of(config))
     trained = sum(training_bytes(config, shapes, ranks, device).values())
     return shapes.weights + max(shapes.sums, trained)
+
+
+def host_memory_problems(shapes: Shapes, local_ranks: int) -> list[str]:
+    """What is wrong where this host's free memory does not hold the sums of its `local_ranks` ranks."""
+    need, free = local_ranks * shapes.host_sums, psutil.virtual_memory().available
+    if need <= free:
+        return []
+    return [
+        f"measurement.sums: 'host' takes {need / 1e9:.1f} GB of host memory for {local_ranks} ranks, "
+        f"{free / 1e9:.1f} GB are free; give how many GB may lie on a GPU instead, or use fewer ranks on the machine."
+    ]
 
 
 def predict_memory(
@@ -207,6 +223,7 @@ class Needs:
         memory: step -> part -> bytes of a rank.
         disk: part -> bytes, at the most.
         seconds: step -> seconds of all stages together, an estimate; None if data sizes are not known.
+        problems: what this host's memory does not hold, one sentence each.
     """
 
     ranks: int
@@ -214,22 +231,40 @@ class Needs:
     memory: dict[Step, dict[str, int]]
     disk: dict[str, int]
     seconds: dict[Step, float] | None
+    problems: list[str]
 
     @classmethod
-    def of(cls, config: RunConfig, ranks: int) -> Needs:
-        """Those of a run on `ranks` ranks; needs the model's configuration, not its weights or data.
+    def of(cls, config: RunConfig, ranks: int, local_ranks: int) -> Needs:
+        """Those of a run on `ranks` ranks, of which `local_ranks` on this host.
+
+        It needs the model's configuration, not its weights or data.
 
         Raises:
             InputError: a model whose configuration cannot be read.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config = _with_class_names(config)
         samples = samples_of(config)
         sizes = [task_size(config, samples, task) for task in config.benchmark.tasks]
         longest = max(size.longest for size in sizes)
+        shapes = Shapes.of(config, samples)
         return cls(
             ranks=ranks,
             size=longest,
             memory=predict_memory(config, samples, longest, ranks=ranks, device=device),
-            disk=predict_disk(config, Shapes.of(config, samples)),
+            disk=predict_disk(config, shapes),
             seconds=predict_seconds(config, samples, sizes, ranks=ranks, device=device),
+            problems=host_memory_problems(shapes, local_ranks),
         )
+
+
+def _with_class_names(config: RunConfig) -> RunConfig:
+    """The configuration with numbers for the names of class folders that are not there: only how many counts."""
+
+    def named(task: AnyTask) -> AnyTask:
+        if not isinstance(task, ClassTaskConfig):
+            return task
+        classes = range(task.classes) if isinstance(task.classes, int) else task.classes
+        return task.model_copy(update={"classes": tuple(map(str, classes))})
+
+    return config.model_copy(update={"benchmark": config.benchmark.with_each(named)})

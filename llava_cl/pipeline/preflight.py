@@ -14,7 +14,7 @@ from llava_cl.evaluation.scorers import SCORERS
 from llava_cl.methods import Methods
 from llava_cl.pipeline.doctor import check_flash_attention
 from llava_cl.pipeline.measuring import TIMES, sums_to_measure
-from llava_cl.pipeline.planning import Shapes, least_memory, predict_disk
+from llava_cl.pipeline.planning import Shapes, host_memory_problems, least_memory, predict_disk
 from llava_cl.pipeline.samples import chosen_targets, samples_of
 from llava_cl.pipeline.scoring import task_scorer
 from llava_cl.pipeline.task_data import data_files, evaluation_files, image_folders
@@ -101,9 +101,14 @@ def check_disk(config: RunConfig, folder: Path) -> None:
 def check_memory(config: RunConfig, ranks: int) -> None:
     """Checks that what a rank surely needs fits in its memory: all but activations, which come on top.
 
+    Sums that are kept in host memory beside a GPU's must fit in what is free there.
+
     Raises:
         InputError: too little memory.
     """
+    problems = host_memory_problems(Shapes.of(config, samples_of(config)), ranks)
+    if problems:
+        raise InputError(*problems)
     need = least_memory(config, ranks)
     if torch.cuda.is_available():
         have = min(torch.cuda.mem_get_info(device)[1] for device in range(torch.cuda.device_count()))

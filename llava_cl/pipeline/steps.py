@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from llava_cl.config import AnyTask
-from llava_cl.distributed import exchange_tensors, full_precision_matmul
+from llava_cl.distributed import exchange_tensors
 from llava_cl.errors import RunError
 from llava_cl.methods import LayerStatistics, LoraFactors
 from llava_cl.models import LinearTarget
@@ -27,6 +27,7 @@ from llava_cl.pipeline.planning import recomputes
 from llava_cl.pipeline.scoring import answers_step, predictions_file, score_stage
 from llava_cl.pipeline.task_data import read_questions
 from llava_cl.store import load_tensors, save_tensors, write_jsonl
+from llava_cl.subspace import full_precision
 from llava_cl.training.adapters import attach, collect, install, load_factors, save_adapter, trained_a
 from llava_cl.training.statistics import Statistics, without_index
 from llava_cl.training.trainer import TrainingPlan, train
@@ -42,7 +43,7 @@ def protect_base(job: Job, stage: int) -> list[Path]:
     owners = job.owners(model)
     mine: dict[str, torch.Tensor] = {}
     energy: dict[str, float] = {}
-    with job.timed("protect"), full_precision_matmul():
+    with job.timed("protect"), full_precision():
         owned = _owned(job, model, owners)
         for done, (name, target) in enumerate(owned.items(), start=1):
             with _naming(name):
@@ -66,7 +67,7 @@ def initialise(job: Job, stage: int) -> list[Path]:
     report = job.progress.step(stage, "initialise")
     a: dict[str, torch.Tensor] = {}
     b: dict[str, torch.Tensor] = {}
-    with job.timed("initialise"), full_precision_matmul():
+    with job.timed("initialise"), full_precision():
         owned = _owned(job, model, owners)
         bases = load_bases(job.run, stage - 1, owned)
         known = _Known(measured, stage - 1, job.world.device)
@@ -178,7 +179,7 @@ def protect(job: Job, stage: int) -> list[Path]:
     mine: dict[str, torch.Tensor] = {}
     energy: dict[str, float] = {}
     files = [job.stage(stage).subspace]
-    with job.timed("protect"), full_precision_matmul():
+    with job.timed("protect"), full_precision():
         owned = _owned(job, model, owners)
         bases = load_bases(job.run, stage - 1, owned)
         before = {name: basis.shape[1] for name, basis in bases.items()}

@@ -121,3 +121,21 @@ def file_hash(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def verify_files(folder: Path, hashes: Mapping[str, str], advice: str = "") -> None:
+    """Checks that the files below a folder are as recorded.
+
+    Args:
+        folder: where they are.
+        hashes: path relative to the folder -> SHA-256.
+        advice: follows what is said of a file that is not.
+
+    Raises:
+        InputError: the first file that is missing or has changed.
+    """
+    for name, digest in hashes.items():
+        file = folder / name
+        if not file.is_file() or file_hash(file) != digest:
+            state = "has changed since it was recorded" if file.is_file() else "is missing"
+            raise InputError(f"{file}: {state}{advice}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_cl.errors import InputError
-from llava_cl.store.files import file_hash, read_json, write_json
+from llava_cl.store.files import file_hash, read_json, verify_files, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def newest(folder: Path, facts: Mapping[str, Any]) -> Path | None:
     for point in sorted(folder.glob(_FOLDERS), key=_step, reverse=True):
         try:
             content = read_json(point / _RECORD)
-            _verify(point, content["files"])
+            verify_files(point, content["files"])
         except InputError as error:
             logger.warning("%s; this resume point is not used", error)
             shutil.rmtree(point)
@@ -44,13 +44,6 @@ def newest(folder: Path, facts: Mapping[str, Any]) -> Path | None:
         if content["facts"] == dict(facts):
             return point
     return None
-
-
-def _verify(point: Path, files: Mapping[str, str]) -> None:
-    for name, digest in files.items():
-        file = point / name
-        if not file.is_file() or file_hash(file) != digest:
-            raise InputError(f"{file}: {'has changed since it was recorded' if file.is_file() else 'is missing'}")
 
 
 def _step(folder: Path) -> int:

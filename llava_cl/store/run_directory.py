@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_cl.errors import InputError
-from llava_cl.store.files import file_hash, read_json, write_json
+from llava_cl.store.files import file_hash, read_json, verify_files, write_json
 
 FORMAT = 1
 
@@ -171,13 +171,8 @@ class StageDirectory:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _verify_files(self, hashes: Mapping[str, str]) -> None:
-        for name, digest in hashes.items():
-            file = self.path / name
-            if not file.is_file() or file_hash(file) != digest:
-                state = "has changed since it was recorded" if file.is_file() else "is missing"
-                raise InputError(
-                    f"{file}: {state}. Restore it, or redo this stage and all later ones with --redo {self.stage}."
-                )
+        advice = f". Restore it, or redo this stage and all later ones with --redo {self.stage}."
+        verify_files(self.path, hashes, advice)
 
 
 class RunDirectory:

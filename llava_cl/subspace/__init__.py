@@ -13,6 +13,7 @@ smallest directions, and `truncate_spectrum` are always float64.
 
 from llava_cl.subspace.bases import expand_basis, principal_basis
 from llava_cl.subspace.minor import minor_basis
+from llava_cl.subspace.precision import full_precision
 from llava_cl.subspace.residual import ResidualDirections, residual_directions
 from llava_cl.subspace.sketch import Sketch, sketch_shapes
 from llava_cl.subspace.truncation import truncate_spectrum
@@ -21,6 +22,7 @@ __all__ = [
     "ResidualDirections",
     "Sketch",
     "expand_basis",
+    "full_precision",
     "minor_basis",
     "principal_basis",
     "residual_directions",

@@ -8,7 +8,6 @@ kept; the rest are found again from what remains after these have been projected
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -63,18 +62,6 @@ def checked_energy(energy: float) -> float:
     if not 0 < energy < float("inf"):
         raise ValueError(f"energy must be a positive fraction, but is {energy}")
     return energy
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Keeps float32 products inside at float32, whatever the TF32 and autocast settings are."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def is_large(matrix: Tensor) -> bool:

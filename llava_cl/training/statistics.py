@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -175,9 +176,10 @@ class _Counts(NamedTuple):
     suspects: tuple[int, ...] = ()
 
 
-def save_memory(model: PreTrainedModel) -> None:
+def save_memory(model: PreTrainedModel | PeftModel) -> None:
     """Makes the model compute activations again during backward in place of holding them."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # The newer name is there from transformers 5.23 on, the older one until 6.
+    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
     model.train()
 
 

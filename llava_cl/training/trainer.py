@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,16 +17,17 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llava_cl.config import RunConfig, TrainingConfig
 from llava_cl.data import GlobalBatchSampler
-from llava_cl.distributed import World, any_rank, barrier, gather_objects
+from llava_cl.distributed import World, barrier, gather_objects
 from llava_cl.errors import InputError, RunError
 from llava_cl.stopping import Stopped, StopRequest
-from llava_cl.store import append_jsonl, read_json, resume_points
-from llava_cl.store.run_directory import LIVE_LOG
+from llava_cl.store import read_json, resume_points
+from llava_cl.training.statistics import save_memory
+from llava_cl.training.watch import TrainingWatch, log_row
 
 
 @dataclass(frozen=True)
@@ -189,82 +190,6 @@ class StageTrainer(Trainer):
         return made
 
 
-_EXPLODED = 1000
-"""A loss this many times the first one, or this large, has exploded: a token costs 10 where all are equally likely."""
-
-
-class _Watch(TrainerCallback):
-    """Tells the sampler the epoch, reports progress, stops on a bad loss, logs steps, marks resume points."""
-
-    def __init__(
-        self,
-        sampler: GlobalBatchSampler,
-        set_epoch: Callable[[int], None],
-        progress: Callable[[int, int], None],
-        world: World,
-        stop: StopRequest,
-        named: Callable[[int], str],
-    ) -> None:
-        self._sampler = sampler
-        self._set_epoch = set_epoch
-        self._progress = progress
-        self._world = world
-        self._stop = stop
-        self._named = named
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._stop.defer()
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # Not every transformers 5 does so itself in the epoch in which training is resumed.
-        self._sampler.set_epoch(int(state.epoch or 0))
-        self._set_epoch(int(state.epoch or 0))
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._progress(state.global_step, state.max_steps)
-        # All ranks stop after the same step; after the last one there is nothing left to stop.
-        if state.global_step < state.max_steps and any_rank(self._stop.asked, self._world):
-            control.should_save = control.should_training_stop = True
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        logs = logs or {}
-        if "loss" not in logs:
-            return
-        loss, norm, step = logs["loss"], logs.get("grad_norm", 0.0), state.global_step
-        first = next(row["loss"] for row in state.log_history if "loss" in row)
-        wrong = ""
-        if not math.isfinite(loss):
-            wrong = f"the training loss is {loss} at step {step}"
-        elif not math.isfinite(norm):
-            wrong = f"the norm of the gradient is {norm} at step {step}"
-        elif loss > _EXPLODED * max(first, 1.0):
-            wrong = f"the training loss has grown from {first:.4g} to {loss:.4g} at step {step}"
-        if wrong:
-            # Raised before the step's resume point is written.
-            raise RunError(f"{wrong}, on the samples {self._named(step)}; look at them, or lower the learning rate.")
-        if self._world.is_main:
-            assert args.output_dir is not None
-            append_jsonl(Path(args.output_dir) / LIVE_LOG, _row({**logs, "step": state.global_step}))
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        barrier(self._world)
-        if self._world.is_main:
-            assert args.output_dir is not None
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            resume_points.record(folder, {"ranks": self._world.size, "zero": _zero_of(args)})
-
-
-def _zero_of(args: TrainingArguments) -> int:
-    return zero_stage(args.deepspeed if isinstance(args.deepspeed, dict) else None)
-
-
 def training_arguments(
     training: TrainingConfig,
     plan: TrainingPlan,
@@ -293,8 +218,6 @@ def training_arguments(
         lr_scheduler_type="constant" if training.scheduler in ("steps", "one_cycle") else training.scheduler,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        gradient_checkpointing=plan.recompute,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if plan.recompute else None,
         optim="adamw_torch",
         bf16=bf16 and deepspeed is not None,
         use_cpu=cpu,
@@ -383,6 +306,8 @@ def train(
         deepspeed=deepspeed,
     )
 
+    facts = {"ranks": world.size, "zero": zero_stage(deepspeed)}
+
     def named(step: int) -> str:
         return ", ".join(str(index if ids is None else ids[index]) for index in sampler.global_batch(step))
 
@@ -396,28 +321,24 @@ def train(
         beside_learning_rate=plan.beside_learning_rate,
         penalty=penalty,
         named=named,
-        callbacks=[_Watch(sampler, set_epoch, progress, world, stop or StopRequest(), named)],
+        callbacks=[TrainingWatch(sampler, set_epoch, progress, world, stop or StopRequest(), named, facts)],
     )
     resume = None
     if world.is_main:
-        resume = resume_points.newest(folder, {"ranks": world.size, "zero": zero_stage(deepspeed)})
+        resume = resume_points.newest(folder, facts)
         if resume is None:
             # Parts of resume points of another number of ranks must not mix with new ones.
             shutil.rmtree(folder, ignore_errors=True)
     # One rank looks, so that no rank sees the folder while it is being emptied.
     resume = gather_objects(resume, world)[0]
+    if plan.recompute:
+        save_memory(model)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     # Otherwise models that this process loads later would be partitioned on loading, as this one was.
     unset_hf_deepspeed_config()
     if trainer.state.global_step < trainer.state.max_steps:
         barrier(world)  # no rank may end the others before the resume point is marked complete
         raise Stopped
-    rows = [_row(row) for row in trainer.state.log_history if "loss" in row]
+    rows = [log_row(row) for row in trainer.state.log_history if "loss" in row]
     counts = gather_objects((trainer.samples, trainer.tokens), world)
     return Trained(rows, *(sum(column) for column in zip(*counts, strict=True)))
-
-
-def _row(logs: Mapping[str, float]) -> dict[str, float]:
-    """What is kept of the Trainer's log of one optimizer step."""
-    keys = ("step", "epoch", "loss", "learning_rate", "grad_norm")
-    return {key: logs[key] for key in keys if key in logs}

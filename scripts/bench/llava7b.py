@@ -41,7 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from llava_cl.config import RunConfig, validate_config
-from llava_cl.distributed import World, full_precision_matmul, init_world, shutdown
+from llava_cl.distributed import World, init_world, shutdown
 from llava_cl.methods import LayerStatistics, LoraFactors, Methods
 from llava_cl.models import language_family
 from llava_cl.models.supervised import supervised
@@ -50,6 +50,7 @@ from llava_cl.pipeline.duration import matmul_rate
 from llava_cl.pipeline.planning import predict_memory
 from llava_cl.pipeline.samples import TrainedModule
 from llava_cl.store import read_json, write_json
+from llava_cl.subspace import full_precision
 from llava_cl.training.adapters import attach
 from llava_cl.training.statistics import GRADIENT, measure
 from llava_cl.training.trainer import TrainingPlan, train
@@ -228,7 +229,7 @@ class Bench:
         method, rank = Methods(self.config.method).of(""), self.config.lora.rank
         counts = self.kinds(self.family.linear_targets(model))
         totals = {(form, what): 0.0 for form in ("ours", "reference") for what in ("base", "stage")}
-        with full_precision_matmul():
+        with full_precision():
             for name, gradient in gradients.items():
                 weight, times = model.get_submodule(name).weight.detach().float(), counts[name]
                 known = LayerStatistics(tasks=1, gradient=gradient)

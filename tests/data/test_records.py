@@ -129,13 +129,13 @@ def test_question_records(write):
         [
             {"question_id": "q", "image": "a.png", "text": "What?", "answer": "B", "type": "x"},
             {"question_id": 0, "text": "", "answer": ""},
-            {"question_id": "0", "image": ["a.png", "b.png"], "text": "<image>", "answer": "1"},
+            {"question_id": "1", "image": ["a.png", "b.png"], "text": "<image>", "answer": "1"},
         ]
     )
     assert load_question_records(path) == [
         QuestionRecord("q", ("a.png",), "What?", "B"),
         QuestionRecord(0, (), "", ""),
-        QuestionRecord("0", ("a.png", "b.png"), "<image>", "1"),
+        QuestionRecord("1", ("a.png", "b.png"), "<image>", "1"),
     ]
 
 
@@ -147,6 +147,7 @@ def test_every_question_problem_is_listed(write):
             {"text": "What?", "answer": "B"},
             {"question_id": True, "answer": "B"},
             [],
+            {"question_id": "5", "text": "What?", "answer": "B"},
         ]
     )
     found = "\n".join(problems(load_question_records, path))
@@ -157,6 +158,7 @@ def test_every_question_problem_is_listed(write):
         "record[3], field 'question_id'",
         "record[3], field 'text': is missing",
         "record[4]: is a list",
+        "record[5], field 'question_id': '5' is that of record[0] too (1 and '1' are the same): make ids unique",
     ):
         assert expected in found
 

@@ -14,7 +14,6 @@ from llava_cl.distributed import (
     World,
     all_reduce_sum,
     exchange_tensors,
-    full_precision_matmul,
     gather_objects,
     local_share,
     reduce_sums,
@@ -96,16 +95,3 @@ def test_work_is_shared_out_evenly_and_alike_on_every_rank(costs: dict[str, floa
     loads = [sum(costs[name] for name in costs if owners[name] == rank) for rank in range(size)]
     # The bound of longest-first scheduling: no rank exceeds the mean by more than one item.
     assert max(loads) <= sum(loads) / size + max(costs.values(), default=0) + 1e-9
-
-
-def test_reduced_precision_is_off_inside_and_as_before_afterwards() -> None:
-    before = torch.backends.cuda.matmul.allow_tf32
-    try:
-        for state in (True, False):
-            torch.backends.cuda.matmul.allow_tf32 = state
-            with pytest.raises(KeyError), full_precision_matmul():
-                assert not torch.backends.cuda.matmul.allow_tf32
-                raise KeyError
-            assert torch.backends.cuda.matmul.allow_tf32 is state
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

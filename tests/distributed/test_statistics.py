@@ -16,9 +16,9 @@ from transformers import LlavaForConditionalGeneration, PreTrainedModel
 from llava_cl.config import ModelConfig
 from llava_cl.data import collate_train
 from llava_cl.distributed import World, share_out
-from llava_cl.models import LinearTarget, family
+from llava_cl.models import LinearTarget, ModelFamily, family
 from llava_cl.subspace import Sketch
-from llava_cl.training.statistics import Statistics, measure
+from llava_cl.training.statistics import Statistics, measure, save_memory
 from llava_cl.training.sums import SumsPlace
 from ranks import run_ranks
 from tiny import build_model
@@ -127,20 +127,24 @@ def _measure_under(
     for mode in modes:
         model = _wrapped(llava.load(world.device), mode)
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.train()
-        targets = llava.linear_targets(model)
-        results[mode] = measure(
-            model,
-            _batches(world, mode),
-            targets,
-            wanted=BOTH,
-            owners=_owners(targets, world.size),
-            world=world,
-            entries=llava.entries(model),
-            token_mask=llava.token_mask,
-        )
+            save_memory(model)
+        results[mode] = _measured(world, llava, model, mode)
     return results
+
+
+def _measured(world: World, llava: ModelFamily, model: Any, mode: str, **options: Any) -> Statistics:
+    targets = llava.linear_targets(model)
+    return measure(
+        model,
+        _batches(world, mode),
+        targets,
+        wanted=BOTH,
+        owners=_owners(targets, world.size),
+        world=world,
+        entries=llava.entries(model),
+        token_mask=llava.token_mask,
+        **options,
+    )
 
 
 def _owners(targets: dict[str, LinearTarget], size: int) -> dict[str, int]:
@@ -200,21 +204,10 @@ def test_equals_autograd_with_gradient_checkpointing(model_folder: Path, dtype: 
 def _measure_in_places(world: World, folder: Path, columns: int | None) -> dict[SumsPlace, dict[str, torch.Tensor]]:
     llava = family(ModelConfig(path=folder, dtype="float32"))
     model = llava.load(world.device)
-    targets = llava.linear_targets(model)
     results = {}
     for place in PLACES:
-        statistics = measure(
-            model,
-            _batches(world, "plain"),
-            targets,
-            wanted=BOTH,
-            owners=_owners(targets, world.size),
-            world=world,
-            entries=llava.entries(model),
-            token_mask=llava.token_mask,
-            place=place,
-            sketch=Sketch.draw(columns, 40, 40, torch.Generator().manual_seed(1)) if columns else None,
-        )
+        sketch = Sketch.draw(columns, 40, 40, torch.Generator().manual_seed(1)) if columns else None
+        statistics = _measured(world, llava, model, "plain", place=place, sketch=sketch)
         kinds = ("gradient", "range_sketch", "row_sketch", "second_moment")
         results[place] = {f"{kind}:{name}": value for kind in kinds for name, value in statistics.of(kind).items()}
     return results

@@ -19,6 +19,7 @@ from llava_cl.methods import LoraFactors, build_method
 from llava_cl.models import LinearTarget, family
 from llava_cl.stopping import Stopped, StopRequest
 from llava_cl.training.adapters import attach, collect, trained_a
+from llava_cl.training.statistics import saves_memory
 from llava_cl.training.trainer import TrainingPlan, deepspeed_config, train
 from tiny import run_content
 from tiny_samples import PAD_ID, SampleDataset, build_samples
@@ -169,6 +170,7 @@ def _train(world: World, job: TrainingJob) -> Trained:
         )
     except Stopped:
         return Trained([], {}, start, factors, steps, stopped=True)
+    assert saves_memory(adapted) is (config.training.gradient_checkpointing is True)
     tensors = collect(adapted, factors, projector, train_a=job.train_a)
     return Trained(trained.rows, tensors, start, factors, steps)
 

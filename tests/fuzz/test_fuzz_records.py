@@ -48,7 +48,7 @@ TRAIN = [
 QUESTIONS = [
     {"question_id": "q", "image": "a.png", "text": "What?", "answer": "B"},
     {"question_id": 0, "text": "", "answer": ""},
-    {"question_id": "0", "image": ["a.png", "b.png"], "text": "<image>", "answer": "1"},
+    {"question_id": "1", "image": ["a.png", "b.png"], "text": "<image>", "answer": "1"},
 ]
 CAPTIONS = {
     "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
@@ -61,7 +61,7 @@ CAPTIONS = {
 ANSWERS = [
     {"question_id": "q", "text": "B"},
     {"question_id": 0, "text": ""},
-    {"question_id": "0", "text": "é", "more": 1},
+    {"question_id": "1", "text": "é", "more": 1},
 ]
 RECORD = re.compile(r"(record|images|annotations)\[\d+\](, field '[^']{1,60}')?: \S")
 
@@ -112,7 +112,7 @@ def train_file(content: Any) -> bool:
 def question_file(content: Any) -> bool:
     if not isinstance(content, list) or not content or not all(map(question_record, content)):
         return False
-    return len({record["question_id"] for record in content}) == len(content)
+    return len({str(record["question_id"]) for record in content}) == len(content)
 
 
 def caption_file(content: Any) -> bool:

@@ -15,6 +15,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from llava_cl.config import ClassTaskConfig, ModelConfig
 from llava_cl.errors import InputError
 from llava_cl.models import classifier_family, family, language_family
+from llava_cl.training.statistics import save_memory, saves_memory
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 WIDTH, BLOCKS, HIDDEN, SIDE, PATCH = 128, 3, 96, 24, 8
@@ -427,8 +428,9 @@ def test_gradient_checkpointing_changes_no_gradient(timm: Path) -> None:
         own, model = _with_heads(timm)
         own.learn(model, 1, 1.0)
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            save_memory(model)
         model.train()
+        assert saves_memory(model) is checkpointing
         weights = [target.module.weight.requires_grad_(True) for target in own.linear_targets(model).values()]
         model(pixel_values=_pixels(), labels=torch.tensor([0, 1, 2, -100]))["loss"].backward()
         slopes.append([weight.grad for weight in weights])

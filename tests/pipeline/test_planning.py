@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -14,15 +15,25 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import tiny
+import tiny_clip
+import tiny_vit
 from llava_cl.cli import app
 from llava_cl.config import RunConfig
 from llava_cl.distributed import World
 from llava_cl.errors import InputError
 from llava_cl.methods import LoraFactors
-from llava_cl.pipeline import planning
+from llava_cl.pipeline import doctor, planning
 from llava_cl.pipeline.activations import ANSWER_TOKENS, TEXT_TOKENS, Size, task_size
-from llava_cl.pipeline.planning import Needs, Shapes, predict_disk, predict_memory, recomputes, training_bytes
-from llava_cl.pipeline.preflight import check_setup
+from llava_cl.pipeline.planning import (
+    Needs,
+    Shapes,
+    host_memory_problems,
+    predict_disk,
+    predict_memory,
+    recomputes,
+    training_bytes,
+)
+from llava_cl.pipeline.preflight import check_memory, check_setup
 from llava_cl.pipeline.samples import samples_of
 from llava_cl.report.console import needs_tables
 from llava_cl.training.adapters import attach
@@ -157,6 +168,23 @@ def test_layers_are_computed_again_where_memory_is_short(config: RunConfig, monk
     assert [decided(True, 1e12), decided(False, 0), decided("auto", 0, CPU)] == [True, False, False]
 
 
+def test_sums_that_host_memory_does_not_hold_are_told(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path, content, "measurement.sums=host")
+    here = Shapes.of(config, samples_of(config))
+    assert here.host_sums == 0  # a CPU's sums are in its own memory, which is counted as such
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    shapes = Shapes.of(config, samples_of(config))
+    assert shapes.host_sums == here.sums > shapes.sums
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=2 * here.sums))
+    assert host_memory_problems(shapes, 2) == []
+    assert "for 3 ranks" in host_memory_problems(shapes, 3)[0]
+    with pytest.raises(InputError, match=r"measurement\.sums: 'host' takes .* for 3 ranks"):
+        check_memory(config, 3)
+
+
 def test_flash_attention_that_is_not_there_gets_one_message(content: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(tmp_path, content, "model.attention=flash_attention_2")
     with pytest.raises(InputError) as caught:
@@ -167,7 +195,8 @@ def test_flash_attention_that_is_not_there_gets_one_message(content: dict[str, A
 
 
 def test_needs_are_shown(content: dict[str, Any], config: RunConfig, tmp_path: Path) -> None:
-    needs = Needs.of(config, 2)
+    needs = Needs.of(config, 2, 2)
+    assert needs.problems == []
     out = io.StringIO()
     for table in needs_tables(needs):
         Console(file=out, width=120).print(table)
@@ -179,3 +208,35 @@ def test_needs_are_shown(content: dict[str, Any], config: RunConfig, tmp_path: P
     assert set(needs.seconds) == {"measure", "train", "evaluate"}
     shown = CliRunner().invoke(app, ["run", str(write_config(tmp_path, content)), "--nproc", "2", "--dry-run"])
     assert json.loads(shown.output)["needs"]["memory"] == needs.memory
+
+
+@pytest.mark.parametrize("family", [tiny_vit, tiny_clip])
+def test_class_folders_that_are_not_there_change_no_memory(family: Any, tmp_path: Path) -> None:
+    content = family.run_content(tmp_path)
+    for number, task in enumerate(content["benchmark"]["tasks"]):
+        task["classes"] = [2 * number, 2 * number + 1]
+    there = Needs.of(tiny_config(tmp_path, content), 2, 2)
+    content["data_root"] = str(tmp_path / "nowhere")
+    assert isinstance(there.seconds, dict)
+    bare = Needs.of(tiny_config(tmp_path, content), 2, 2)
+    assert (bare.memory, bare.disk, bare.seconds) == (there.memory, there.disk, None)
+    for task in content["benchmark"]["tasks"]:
+        task |= {"classes": 2, "records": {"train": 24}}
+    counted = Needs.of(tiny_config(tmp_path, content), 2, 2)
+    assert counted.memory == there.memory and counted.seconds is not None
+
+
+def test_doctor_predicts_a_run_whose_class_folders_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "diagnose", lambda ranks: iter(()))
+    content = tiny_vit.run_content(tmp_path)
+    content["data_root"] = str(tmp_path / "nowhere")
+    command = ["doctor", str(write_config(tmp_path, content)), "--nproc", "2"]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    assert "Memory of each of 2 ranks" in shown.output
+    monkeypatch.setattr(planning, "host_memory_problems", lambda shapes, ranks: [f"too little for {ranks}"])
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 1
+    assert shown.output.splitlines()[-1] == "problem too little for 2"

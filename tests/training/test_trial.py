@@ -16,6 +16,7 @@ from llava_cl.config import LoraConfig
 from llava_cl.methods import LoraFactors
 from llava_cl.training import trial
 from llava_cl.training.adapters import attach, wrap
+from llava_cl.training.statistics import save_memory
 from llava_cl.training.trial import keep_inputs, start_graph, try_step
 
 CPU = torch.device("cpu")
@@ -118,8 +119,7 @@ def test_recomputation_keeps_the_inputs_of_blocks_and_one_block() -> None:
     def bytes_of(*, again: bool) -> int:
         model = _model("meta")
         if again:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.train()
+            save_memory(model)
         start_graph([model.get_input_embeddings()])
         return try_step(model, _loss(model), CPU).bytes
 

@@ -13,14 +13,14 @@ from llava_cl.data import GlobalBatchSampler
 from llava_cl.distributed import World
 from llava_cl.errors import RunError
 from llava_cl.stopping import StopRequest
-from llava_cl.training.trainer import _Watch
+from llava_cl.training.watch import TrainingWatch
 
 
 def _log(folder: Path, rows: list[dict[str, float]]) -> None:
     """Tells the watch of the rows, one optimizer step each."""
     sampler = GlobalBatchSampler([1] * 8, 4, 2, 0, 1, 0)
     world = World(0, 1, torch.device("cpu"))
-    watch = _Watch(sampler, print, print, world, StopRequest(), lambda step: f"those of {step}")
+    watch = TrainingWatch(sampler, print, print, world, StopRequest(), lambda step: f"those of {step}", {})
     arguments = TrainingArguments(str(folder), use_cpu=True)
     state = TrainerState()
     for row in rows:
