@@ -61,8 +61,8 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)
     loads: int = 0
     """How often the checkpoint was read, since `take_cost`."""
-    trained: dict[str, int] = field(default_factory=dict)
-    """Samples and tokens that were trained on."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else is recorded with the step under way."""
 
     def __post_init__(self) -> None:
         self.samples: Samples = samples_of(self.config)
@@ -84,17 +84,16 @@ class Job:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin
 
     def take_cost(self) -> dict[str, Any]:
-        """Seconds, loads and what was trained since the last call, and a rank's peak memory so far in bytes."""
+        """Seconds, loads and facts since the last call, and a rank's peak memory so far in bytes."""
         if self.world.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.world.device)
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         peak = max(gather_objects(memory, self.world))
         cost: dict[str, Any] = {"seconds": dict(self.seconds), "loads": self.loads, "peak_memory_bytes": peak}
-        if self.trained:
-            cost["trained"] = dict(self.trained)
+        cost |= self.facts
         self.seconds.clear()
-        self.trained.clear()
+        self.facts.clear()
         self.loads = 0
         return cost
 

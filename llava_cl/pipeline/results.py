@@ -12,7 +12,7 @@ from llava_cl.evaluation.metrics import class_incremental, summarize
 from llava_cl.store import RunDirectory, StageDirectory, load_tensors_metadata, read_json, write_json, write_text
 
 Scores = dict[str, dict[str, Any]]
-"""Of a stage, by task."""
+"""Of a stage, by task; without the credits of every question, which would be read again at every stage."""
 
 
 def write_results(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
@@ -22,7 +22,8 @@ def write_results(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     base = run.stage(0)
     done = [stage for stage in run.stages() if stage.committed]
     committed = [base, *done] if base.committed else done
-    scores = {stage.stage: _scores(stage) for stage in committed if stage.scores.is_file()}
+    scored = {stage.stage: stage.facts("score") for stage in committed}
+    scores: dict[int, Scores] = {stage: facts["scores"] for stage, facts in scored.items() if facts is not None}
     matrix = [_row(scores[stage.stage], tasks, "score") for stage in done]
     strict = [_row(scores[stage.stage], tasks, "strict_score") for stage in done]
     metrics = {
@@ -53,12 +54,6 @@ def _summary(
         classes = class_incremental(square, [scores[stage.task]["items"] for stage in done])
         summary |= {"LastAll": classes.last, "AAA": classes.average}
     return summary
-
-
-def _scores(stage: StageDirectory) -> Scores:
-    """Without the credits of every question, which are most of the file."""
-    scores = read_json(stage.scores, "scores")["scores"]
-    return {task: {key: value for key, value in own.items() if key != "credits"} for task, own in scores.items()}
 
 
 def _row(scores: Scores, tasks: list[str], key: str) -> list[float | None]:

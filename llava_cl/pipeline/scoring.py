@@ -30,8 +30,11 @@ def task_scorer(task: AnyTask, evaluation: EvaluationConfig) -> str:
     return evaluation.caption_scorer if task.scorer == "caption" else task.scorer
 
 
-def score_stage(config: RunConfig, directory: StageDirectory) -> None:
+def score_stage(config: RunConfig, directory: StageDirectory) -> dict[str, dict[str, Any]]:
     """Writes `scores.json` of a stage: for every task and probe the score, its parts, and credits by question.
+
+    Returns:
+        The scores by task.
 
     Raises:
         InputError: predictions or references that do not match the questions.
@@ -39,6 +42,7 @@ def score_stage(config: RunConfig, directory: StageDirectory) -> None:
     tasks = config.benchmark.evaluated_after(directory.stage)
     scores = {task.name: score_predictions(config, directory, task) for task in tasks}
     write_json(directory.scores, {"scores": scores})
+    return scores
 
 
 def score_predictions(config: RunConfig, directory: StageDirectory, task: AnyTask) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def learn(job: Job, stage: int) -> list[Path]:
             stop=job.stop,
             ids=ids,
         )
-    job.trained = {"samples": trained.samples, "tokens": trained.tokens}
+    job.facts["trained"] = {"samples": trained.samples, "tokens": trained.tokens}
     tensors = collect(adapted, factors, projector, train_a=job.methods.train_a)
     if not job.world.is_main:
         return []
@@ -241,7 +241,10 @@ def score(job: Job, stage: int) -> list[Path]:
     directory = job.stage(stage)
     if job.world.is_main:
         with job.timed("score"):
-            score_stage(job.config, directory)
+            scores = score_stage(job.config, directory)
+        job.facts["scores"] = {
+            task: {key: value for key, value in own.items() if key != "credits"} for task, own in scores.items()
+        }
     return [directory.scores]
 
 

@@ -112,6 +112,11 @@ class StageDirectory:
         """Whether the model after this stage can be put together: its adapter is complete, or it needs none."""
         return self.stage == 0 or self.step_done("train")
 
+    def facts(self, step: str) -> dict[str, Any] | None:
+        """What was recorded with a step, None if it is not complete."""
+        record = self._record(step)
+        return dict(read_json(record)) if record.is_file() else None
+
     def step_facts(self) -> list[dict[str, Any]]:
         """What was recorded with every complete step."""
         return [dict(read_json(record)) for record in sorted((self.path / "steps").glob("*.json"))]
