@@ -52,7 +52,7 @@ from llava_cl.pipeline.samples import TrainedModule
 from llava_cl.store import read_json, write_json
 from llava_cl.subspace import full_precision
 from llava_cl.training.adapters import attach
-from llava_cl.training.statistics import GRADIENT, measure
+from llava_cl.training.statistics import GRADIENT, measure, save_memory
 from llava_cl.training.trainer import TrainingPlan, train
 
 TEXT, ANSWER, NEW_TOKENS = 60, 8, 10
@@ -283,7 +283,7 @@ class Bench:
         )
         rest = [later - earlier for earlier, later in itertools.pairwise(marks)]
         self.ours["train_seconds_per_step"] = stats.median(rest)
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        save_memory(model)
         adapted.train()
         trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=2e-4)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +60,14 @@ def test_a_whole_run_is_projected_from_its_steps(bench: Any) -> None:
     assert bench.project(form, 16, 4) == pytest.approx(
         {"measure": 2 * 12_000 * 0.1, "decompose": 40.0, "train": 60_000 / 16 * 3, "generate": 5_400.0, "load": 240.0}
     )
+
+
+@pytest.mark.distributed
+def test_the_tiny_form_runs_on_two_ranks(tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    arguments = [str(BENCH / "llava7b.py"), "--tiny", "--output", str(tmp_path / "bench")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| train, ms a step |") == 1
+    assert json.loads((tmp_path / "bench" / "llava7b.json").read_text())["ranks"] == 2
