@@ -248,6 +248,19 @@ class RunDirectory:
         # The last one first: what is left after a kill is then the beginning of a run.
         return [path.rename(folder / path.name) for path in reversed(there)]
 
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
+    def held(self) -> bool:
+        """Whether a process, of any node that shares the file system's locks, works on the run directory."""
+        try:
+            with self._lock.open() as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:  # held, or there is nothing to be known
+            return True
+        return False
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the run directory, so that no second process works on it.
@@ -257,7 +270,7 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
+            lock = self._lock.open("w")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); give another --output.") from error
         with lock as stream:
@@ -266,6 +279,10 @@ class RunDirectory:
             except BlockingIOError as error:
                 raise InputError(
                     f"{self.path}: another run is working on this directory; wait for it or give another --output."
+                ) from error
+            except OSError as error:
+                raise InputError(
+                    f"{self.path}: cannot be locked ({error.strerror}); give an --output on a file system with locks."
                 ) from error
             # Of writes that a kill has interrupted; those of a stage are the stage's own affair.
             for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -189,3 +190,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "file" / "run", [])
     with pytest.raises(InputError, match="cannot be written"), run.locked():
         pytest.fail("there is no such folder")
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    refused = pytest.raises(InputError, match=r"cannot be locked \(No locks available\); give an --output on")
+    with refused, RunDirectory(tmp_path, ()).locked():
+        pass
+    assert RunDirectory(tmp_path, ()).held(), "nothing is known, so no rank may end for it"
