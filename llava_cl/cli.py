@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
@@ -25,6 +26,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors of a disk that is full or read-only, which any file may meet, such as a log."""
 
 ConfigFile = Annotated[Path, typer.Argument(help="A run file, for example configs/runs/ucit_keeplora.yaml.")]
 Overrides = Annotated[
@@ -287,9 +291,18 @@ def main() -> None:
         Console(stderr=True).print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
         sys.exit(stopped.exit_code)
     except LlavaClError as error:
-        message = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in f"error: {error}")
-        Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+        _tell(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        _tell(f"{error.filename or 'the output'}: cannot be written ({error.strerror}); make room, then run it again.")
+        sys.exit(LlavaClError.exit_code)
+
+
+def _tell(error: LlavaClError | str) -> None:
+    message = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in f"error: {error}")
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from llava_cl.errors import InputError, RunError
 from llava_cl.parsing import parse_json, read_text
@@ -24,25 +26,37 @@ def atomic_path(path: Path) -> Iterator[Path]:
         RunError: it cannot be written, for example because the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+
+    def remove() -> None:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+    with writing(path, remove):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:
-        _remove(temporary)
+
+
+@contextlib.contextmanager
+def writing(path: Path, clean_up: Callable[[], None]) -> Iterator[None]:
+    """A block that writes `path`, a file or a folder, and what is to be removed after it, whether it ends well or not.
+
+    Raises:
+        RunError: it cannot be written, for example because the disk is full.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        clean_up()  # before the room that is left is told
+        reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}); {_free(path)}. What is complete is kept: put that "
-            "right, then run the same command again."
+            f"{path}: cannot be written ({reason}); {_free(path)}. What is complete is kept: put that right, then run "
+            "the same command again."
         ) from error
     finally:
-        _remove(temporary)
-
-
-def _remove(file: Path) -> None:
-    with contextlib.suppress(OSError):
-        file.unlink()
+        clean_up()
 
 
 def _free(path: Path) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
+from llava_cl import cli
 from llava_cl.cli import app
 from llava_cl.config import ModelConfig
 from llava_cl.data import encode_prompt, load_image, preprocess_image
@@ -159,10 +162,10 @@ def test_sampling_settings_beside_greedy_decoding_do_not_stop_an_export(
 
 def test_an_export_that_fails_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
-        raise OSError("no space left on device")
+        raise ValueError("no such thing")
 
     monkeypatch.setattr("llava_cl.pipeline.export.combine", broken)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(ValueError, match="no such thing"):
         export(run, 1, tmp_path / "out", "peft")
     assert list(tmp_path.iterdir()) == []
 
@@ -199,3 +202,27 @@ def test_the_card_of_the_last_stage_has_the_metrics(run: Path, tmp_path: Path) -
     known = {name: value for name, value in summary.items() if value is not None}
     assert f"| {' | '.join(known)} |" in card
     assert f"| {' | '.join(f'{value:.2f}' for value in known.values())} |" in card
+
+
+@pytest.mark.parametrize("layout", ["hf", "llava", "peft"])
+def test_an_export_to_a_full_disk_is_one_message(
+    run: Path,
+    small_file_system: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    layout: str,
+) -> None:
+    filler, folder = small_file_system / "filler", small_file_system / "out"
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+    os.truncate(filler, filler.stat().st_size - 8192)
+    arguments = ["export", str(run), "--stage", "2", "--to", str(folder), "--format", layout]
+    monkeypatch.setattr("sys.argv", ["llava-cl", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    said = capsys.readouterr().err
+    assert exit_.value.code == 1
+    assert "No space left on device" in said
+    assert said.startswith(f"error: {small_file_system}") and said.count("\n") == 1
+    assert list(small_file_system.iterdir()) == [filler]
