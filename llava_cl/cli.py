@@ -36,6 +36,10 @@ Overrides = Annotated[
     typer.Option("--set", metavar="A.B=C", help="Override one configuration value; may be repeated."),
 ]
 
+AcceptCode = Annotated[
+    bool, typer.Option("--accept-code", help="Go on although the code of llava_cl has changed; run.json keeps that.")
+]
+
 
 @app.command()
 def run(
@@ -47,6 +51,7 @@ def run(
     redo: Annotated[
         int | None, typer.Option(min=0, help="Do this stage and all later ones again; what is there is set aside.")
     ] = None,
+    accept_code: AcceptCode = False,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print what would run; start nothing.")] = False,
 ) -> None:
@@ -59,7 +64,7 @@ def run(
     from llava_cl.report.watchers import Watchers
 
     resolved = load_config(config, overrides or ())
-    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, until, redo)
+    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, until, redo, accept_code)
     console = Console()
     if dry_run:
         from llava_cl.pipeline.dry_run import describe
@@ -129,6 +134,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node: GPUs, or processes on a CPU.")] = None,
     hostfile: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="DeepSpeed hostfile.")] = None,
+    accept_code: AcceptCode = False,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: stage, task, score.")] = False,
 ) -> None:
@@ -144,7 +150,7 @@ def evaluate(
         resolved, output = recorded_config(config, overrides or ()), output or config
     else:
         resolved = load_config(config, overrides or ())
-    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile)
+    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, accept_code=accept_code)
     with LiveDisplay(Console(stderr=True)) as display:
         stages = None if stage is None else [stage]
         results = evaluate_run(resolved, launch, display, stages=stages, task=task)

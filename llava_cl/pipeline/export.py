@@ -12,7 +12,7 @@ from llava_cl.errors import InputError
 from llava_cl.pipeline.job import Job, recorded_config
 from llava_cl.pipeline.model_card import write_card
 from llava_cl.pipeline.progress import ProgressWriter
-from llava_cl.store import RunDirectory, read_json, writing
+from llava_cl.store import RunDirectory, writing
 from llava_cl.store.fingerprint import fingerprint_model
 from llava_cl.training.adapters import combine
 
@@ -52,7 +52,7 @@ def export(path: Path, stage: int, folder: Path, layout: str) -> None:
         problems.append(f"--to {folder}: exists; give a new folder.")
     if problems:
         raise InputError(*problems)
-    if layout != PEFT and fingerprint_model(job.family.folders()) != read_json(run.manifest, "base")["base"]["sha256"]:
+    if layout != PEFT and fingerprint_model(job.family.folders()) != run.recorded("base")["base"]["sha256"]:
         raise InputError(f"{config.model.path}: is not the base model that {path} was made with; put that one there.")
     model = job.load_model(stage) if layout != PEFT else None
     partial = folder.with_name(f".{folder.name}.partial")

@@ -26,7 +26,7 @@ from llava_cl.models import LinearTarget, ModelFamily
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
 from llava_cl.stopping import StopRequest
-from llava_cl.store import RunDirectory, StageDirectory, read_json
+from llava_cl.store import RunDirectory, StageDirectory
 from llava_cl.training.adapters import replay
 from llava_cl.training.trainer import deepspeed_config, zero_stage
 
@@ -40,13 +40,10 @@ def recorded_config(run: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         InputError: the directory holds no run, or its record is damaged.
     """
-    manifest = run / "run.json"
-    if not manifest.is_file():
+    directory = RunDirectory(run, ())
+    if not directory.manifest.is_file():
         raise InputError(f"{run}: holds no run.json; give the directory of a run.")
-    content = read_json(manifest, "config")["config"]
-    if not isinstance(content, dict):
-        raise InputError(f"{manifest}: field 'config': must be an object.")
-    return validate_config(content, str(manifest), overrides)
+    return validate_config(directory.recorded("config")["config"], str(directory.manifest), overrides)
 
 
 @dataclass

@@ -186,6 +186,8 @@ def _settings(record: RunRecord) -> str:
         "Environment": run.environment,
         "Base model": {"path": run.base.path, "sha256": run.base.sha256},
     }
+    if run.code_changes:
+        blocks["Code that changed during the run"] = {each.time: ", ".join(each.files) for each in run.code_changes}
     return section("Settings", "".join(_fold(name, settings_table(block)) for name, block in blocks.items()))
 
 

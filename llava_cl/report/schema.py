@@ -21,6 +21,13 @@ class BaseModelInfo(_Schema):
     sha256: str
 
 
+class CodeChange(_Schema):
+    """Source files of llava_cl that had changed when a run was continued."""
+
+    time: str
+    files: list[str]
+
+
 class RunInfo(_Schema):
     """run.json: what was asked for, on what."""
 
@@ -36,6 +43,7 @@ class RunInfo(_Schema):
     probes: list[str] = []
     seed: int
     ranks: PositiveInt
+    code_changes: list[CodeChange] = []
 
 
 class Probes(_Schema):

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_cl.errors import InputError
-from llava_cl.store.files import file_hash, read_json, write_json
+from llava_cl.parsing import read_text
+from llava_cl.store.files import file_hash, json_text, read_json, write_json, write_text
 
 FORMAT = 1
 
@@ -189,8 +190,34 @@ class RunDirectory:
 
     @property
     def manifest(self) -> Path:
-        """`run.json`: resolved configuration, environment, fingerprints."""
+        """`run.json`: resolved configuration, environment, fingerprints; see `record`."""
         return self.path / "run.json"
+
+    def record(self, content: Mapping[str, Any]) -> None:
+        """Writes `run.json`, with a hash of the rest of it under `sha256`."""
+        text = json_text({**content, "sha256": ""})
+        write_text(self.manifest, text.replace(_seal_line(""), _seal_line(_seal(text))))
+
+    def recorded(self, *required: str) -> dict[str, Any]:
+        """The content of `run.json`.
+
+        Args:
+            required: keys that it must have.
+
+        Raises:
+            InputError: missing, unreadable, without a required key, or changed since it was written.
+        """
+        content = read_json(self.manifest)
+        digest = content.pop("sha256", "")
+        if _seal(read_text(self.manifest).replace(_seal_line(digest), _seal_line(""))) != digest:
+            raise InputError(
+                f"{self.manifest}: has changed since it was recorded, or is of another version of llava_cl. Restore "
+                "it, or give another --output. To tell it of other paths, run with a configuration that has them."
+            )
+        missing = [f"{self.manifest}: field {key!r} is missing." for key in required if key not in content]
+        if missing:
+            raise InputError(*missing)
+        return content
 
     @property
     def metrics(self) -> Path:
@@ -211,7 +238,7 @@ class RunDirectory:
         """Digest of what a stage is computed from: the stage before it, or for stage 0 the run's identity."""
         if stage:
             return self.stage(stage - 1).result()
-        manifest = read_json(self.manifest, "identity", "base", "data")
+        manifest = self.recorded("identity", "base", "data")
         facts = {key: manifest[key] for key in ("identity", "base", "data")}
         facts["base"] = facts["base"]["sha256"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -288,3 +315,13 @@ class RunDirectory:
             for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
                 leftover.unlink()
             yield
+
+
+def _seal(text: str) -> str:
+    """The hash of a manifest's text in which that of the hash is empty."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _seal_line(digest: str) -> str:
+    """The manifest's line of the hash; a nested one is indented further."""
+    return f'\n "sha256": "{digest}"'

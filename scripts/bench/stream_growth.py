@@ -64,7 +64,7 @@ class Stream:
         named = {"tasks": [task.name for task in self.config.benchmark.tasks], "probes": [], "name": "growth"}
         extra = {"benchmark": "growth", "method": "keeplora", "seed": 0, "ranks": 1, "environment": {}}
         content = {**identity, **named, **extra, "started": "2000-01-01", "config": self.config.model_dump(mode="json")}
-        write_json(self.run.manifest, content)
+        self.run.record(content)
         self.store(0)
 
     def _drawn(self, *shape: int) -> torch.Tensor:

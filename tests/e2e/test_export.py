@@ -25,6 +25,7 @@ from llava_cl.data import encode_prompt, load_image, preprocess_image
 from llava_cl.errors import InputError
 from llava_cl.models import family
 from llava_cl.pipeline.export import export
+from llava_cl.store import RunDirectory
 from runs import run_here, tiny_config
 from tiny import build_model, run_content
 from tiny_samples import IMAGE_TOKEN_ID, IMAGE_TOKENS
@@ -106,9 +107,9 @@ def test_what_cannot_be_exported_is_told(run: Path, stage: int, layout: str, nam
 
 def test_another_base_model_is_refused(run: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(run, tmp_path / "run"))
-    content = json.loads((moved / "run.json").read_text())
+    content = RunDirectory(moved, ()).recorded()
     content["config"]["model"]["path"] = str(build_model(tmp_path / "other", seed=9))
-    (moved / "run.json").write_text(json.dumps(content))
+    RunDirectory(moved, ()).record(content)
     with pytest.raises(InputError, match="is not the base model"):
         export(moved, 1, tmp_path / "out", "hf")
 
@@ -121,9 +122,7 @@ def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
 
 def test_a_stage_that_is_not_trained_is_told(tiny_run: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, run_content(tiny_run))
-    (tmp_path / "run").mkdir()
-    content = {"config": config.model_dump(mode="json")}
-    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
+    RunDirectory(tmp_path / "run", ()).record({"config": config.model_dump(mode="json")})
     with pytest.raises(InputError, match="is trained up to stage 0"):
         export(tmp_path / "run", 1, tmp_path / "out", "hf")
     with pytest.raises(InputError, match=r"holds no run\.json"):
