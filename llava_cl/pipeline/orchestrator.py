@@ -6,6 +6,7 @@ What is complete is read from the run directory alone, so a run can be killed at
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -206,7 +207,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
         "base": {"path": str(config.model.path), "sha256": fingerprint_model(family(config.model).folders())},
         "data": fingerprint_data(config),
     }
-    code = fingerprint_code()
+    code = _loaded_code()
     if not (run.begun and run.manifest.is_file()):
         check_disk(config, run.path)
         check_records(config, lambda task, done, total: watcher.checking(f"data of {task}") if not total else None)
@@ -257,6 +258,12 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
     # Places may have changed, and the jobs read the configuration from here.
     now_there = {"config": config.model_dump(mode="json"), "ranks": ranks, "environment": environment, "code": code}
     run.record({**before, **fingerprints, **now_there, **({"code_changes": changes} if changes else {})})
+
+
+@functools.cache
+def _loaded_code() -> dict[str, str]:
+    """The code of this process: what is on the disk when it is first asked for."""
+    return fingerprint_code()
 
 
 def _changed_code(then: dict[str, str], now: dict[str, str]) -> list[str]:

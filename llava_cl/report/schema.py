@@ -71,12 +71,16 @@ class LayerBasis(_Schema):
 
 
 class StageCost(_Schema):
-    """What one stage took: seconds of each step, peak memory in bytes, and the bases it left."""
+    """What one stage took: seconds and peak memory in bytes of each step and in all, samples and tokens a second of
+    training, and the bases it left.
+    """
 
     stage: NonNegativeInt
     task: str
     seconds: dict[str, FiniteFloat] = {}
+    step_memory_bytes: dict[str, NonNegativeInt] = {}
     peak_memory_bytes: NonNegativeInt | None = None
+    training: dict[str, FiniteFloat] = {}
     basis: dict[str, LayerBasis] = {}
 
 

@@ -70,7 +70,7 @@ class StageDirectory:
 
     @property
     def timings(self) -> Path:
-        """Seconds of every step and the peak memory."""
+        """Seconds and peak memory of every step, and samples and tokens a second of training."""
         return self.path / "timings.json"
 
     @property

@@ -97,7 +97,9 @@ class Stream:
         content = {task: {**score, "metrics": {}, "credits": credits} for task in tasks}
         write_json(directory.scores, {"scores": content})
         write_json(directory.timings, {"seconds": {"train": 1.0}, "peak_memory_bytes": 1, "loads": 1})
-        directory.record_step("train", [*files, directory.scores], seconds={}, peak_memory_bytes=1, loads=1)
+        directory.record_step(
+            "train", [*files, directory.scores], seconds={}, step_memory_bytes={}, peak_memory_bytes=1, loads=1
+        )
         directory.commit(self.run.before(stage))
 
     def protect(self, bases: dict[str, torch.Tensor]) -> None:

@@ -84,7 +84,12 @@ def test_results_files(undisturbed: Path) -> None:
     metrics = read_json(undisturbed / "metrics.json")
     assert [len(row) for row in metrics["matrix"]] == [2, 2]
     assert set(metrics["stages"][1]["seconds"]) >= {"load", "measure", "initialise", "train", "remeasure", "protect"}
-    assert metrics["stages"][1]["peak_memory_bytes"] > 0
+    for stage in metrics["stages"]:
+        peaks = stage["step_memory_bytes"]
+        assert peaks.keys() == stage["seconds"].keys()
+        assert 0 < max(peaks.values()) <= stage["peak_memory_bytes"]
+    rates = metrics["stages"][1]["training"]
+    assert rates["tokens_per_second"] > rates["samples_per_second"] > 0
     assert [stage["loads"] for stage in metrics["stages"]] == [1, 1, 1]
     layer = metrics["stages"][1]["basis"]["model.language_model.layers.0.self_attn.q_proj"]
     before = metrics["stages"][0]["basis"]["model.language_model.layers.0.self_attn.q_proj"]
