@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
@@ -26,10 +27,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors of a disk that is full or read-only, which any file may meet, such as a log."""
+
 ConfigFile = Annotated[Path, typer.Argument(help="A run file, for example configs/runs/ucit_keeplora.yaml.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Override one configuration value; may be repeated."),
+]
+
+AcceptCode = Annotated[
+    bool, typer.Option("--accept-code", help="Go on although the code of llava_cl has changed; run.json keeps that.")
 ]
 
 
@@ -43,6 +51,7 @@ def run(
     redo: Annotated[
         int | None, typer.Option(min=0, help="Do this stage and all later ones again; what is there is set aside.")
     ] = None,
+    accept_code: AcceptCode = False,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print what would run; start nothing.")] = False,
 ) -> None:
@@ -55,7 +64,7 @@ def run(
     from llava_cl.report.watchers import Watchers
 
     resolved = load_config(config, overrides or ())
-    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, until, redo)
+    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, until, redo, accept_code)
     console = Console()
     if dry_run:
         from llava_cl.pipeline.dry_run import describe
@@ -125,6 +134,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node: GPUs, or processes on a CPU.")] = None,
     hostfile: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="DeepSpeed hostfile.")] = None,
+    accept_code: AcceptCode = False,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: stage, task, score.")] = False,
 ) -> None:
@@ -140,7 +150,7 @@ def evaluate(
         resolved, output = recorded_config(config, overrides or ()), output or config
     else:
         resolved = load_config(config, overrides or ())
-    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile)
+    launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, accept_code=accept_code)
     with LiveDisplay(Console(stderr=True)) as display:
         stages = None if stage is None else [stage]
         results = evaluate_run(resolved, launch, display, stages=stages, task=task)
@@ -292,9 +302,18 @@ def main() -> None:
         Console(stderr=True).print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
         sys.exit(stopped.exit_code)
     except LlavaClError as error:
-        message = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in f"error: {error}")
-        Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+        _tell(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        _tell(f"{error.filename or 'the output'}: cannot be written ({error.strerror}); make room, then run it again.")
+        sys.exit(LlavaClError.exit_code)
+
+
+def _tell(error: LlavaClError | str) -> None:
+    message = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in f"error: {error}")
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

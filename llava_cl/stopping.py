@@ -8,6 +8,7 @@ step it ends at once, because what is complete is stored already.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -23,6 +24,8 @@ STOPPED_CODE = 75
 """Exit code of a rank that a request ended at once."""
 
 _POLL_SECONDS = 0.5
+_COMMAND_SECONDS = 5.0
+"""How often a rank looks whether its command is still there."""
 _FILE_SECONDS = 1.0
 """How long after a signal to a rank its command may take to leave the file, where both got it."""
 
@@ -102,14 +105,17 @@ class StopRequest:
         if self.asked:
             os._exit(STOPPED_CODE)
 
-    def listen(self, file: Path, before_end: Callable[[], None]) -> None:
+    def listen(self, file: Path, before_end: Callable[[], None], commanded: Callable[[], bool]) -> None:
         """Takes requests: by the file, or by a signal with which the file comes; any other signal ends the process.
+
+        The end of the command does so, too.
 
         A thread does so, because a rank that waits for others in a collective cannot. Call it in the main thread.
 
         Args:
             file: see `llava_cl.pipeline.launch.stop_file`.
             before_end: called before a signal without the file ends the process.
+            commanded: whether the command is there; looked at if it is so from the start on.
         """
         receiver, sender = socket.socketpair()
         sender.setblocking(False)
@@ -117,13 +123,24 @@ class StopRequest:
         signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)
-        keep = (receiver, sender, file, before_end)
+        keep = (receiver, sender, file, before_end, commanded)
         threading.Thread(target=self._wait, args=keep, name="stop-request", daemon=True).start()
 
     def _wait(
-        self, receiver: socket.socket, _sender: socket.socket, file: Path, before_end: Callable[[], None]
+        self,
+        receiver: socket.socket,
+        _sender: socket.socket,
+        file: Path,
+        before_end: Callable[[], None],
+        commanded: Callable[[], bool],
     ) -> None:
+        # Where a file system's locks do not reach other nodes, the command seems not to be there from the start.
+        next_look = time.monotonic() + _COMMAND_SECONDS if commanded() else math.inf
         while True:
+            if time.monotonic() > next_look:
+                if not commanded():
+                    os._exit(STOPPED_CODE)
+                next_look = time.monotonic() + _COMMAND_SECONDS
             ready = select.select([receiver], [], [], _POLL_SECONDS)[0]
             numbers = [number for number in receiver.recv(64) if number in SIGNALS] if ready else []
             # A cluster and the launcher may both pass one signal on: once asked, more of them say nothing new.

@@ -39,7 +39,12 @@ def start(arguments: argparse.Namespace, run: Path) -> subprocess.Popen[bytes]:
     ):
         command += ["--set", override]
     with run.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
+        return subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=heed_interrupts)
+
+
+def heed_interrupts() -> None:
+    """A shell's background jobs, and what they start, would ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def processes_of(run: Path) -> dict[int, bool]:

@@ -335,8 +335,8 @@ class ImagesConfig(_Section):
 class DistributedConfig(_Section):
     """Ranks per node (null = one for each GPU, or one on a CPU) and the DeepSpeed file (null = plain DDP).
 
-    `timeout_minutes` is how long ranks wait for one another before the job fails, `grace_seconds` how long a job that
-    is asked to stop may take to write its resume point.
+    `timeout_minutes` is how long ranks wait for one another before the job fails; without progress it fails after
+    twice that and a minute. `grace_seconds` is how long a job that is asked to stop may take to write its resume point.
     """
 
     ranks: _Count | None = None

@@ -12,7 +12,7 @@ from llava_cl.errors import InputError
 from llava_cl.pipeline.job import Job, recorded_config
 from llava_cl.pipeline.model_card import write_card
 from llava_cl.pipeline.progress import ProgressWriter
-from llava_cl.store import RunDirectory, read_json
+from llava_cl.store import RunDirectory, writing
 from llava_cl.store.fingerprint import fingerprint_model
 from llava_cl.training.adapters import combine
 
@@ -31,6 +31,7 @@ def export(path: Path, stage: int, folder: Path, layout: str) -> None:
 
     Raises:
         InputError: a stage that has not been trained or was changed since, a folder that exists, an unknown layout.
+        RunError: the folder cannot be written.
     """
     # In the base's own precision, whatever that of the run was.
     config = recorded_config(path, ["model.dtype=auto"])
@@ -51,17 +52,16 @@ def export(path: Path, stage: int, folder: Path, layout: str) -> None:
         problems.append(f"--to {folder}: exists; give a new folder.")
     if problems:
         raise InputError(*problems)
-    if layout != PEFT and fingerprint_model(job.family.folders()) != read_json(run.manifest, "base")["base"]["sha256"]:
+    if layout != PEFT and fingerprint_model(job.family.folders()) != run.recorded("base")["base"]["sha256"]:
         raise InputError(f"{config.model.path}: is not the base model that {path} was made with; put that one there.")
+    model = job.load_model(stage) if layout != PEFT else None
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        if layout == PEFT:
+    with writing(folder, clean_up=lambda: shutil.rmtree(partial, ignore_errors=True)):
+        partial.mkdir(parents=True)
+        if model is None:
             combine([run.stage(number).adapter for number in range(1, stage + 1)], partial)
         else:
-            job.family.save(job.load_model(stage), partial, layout)
+            job.family.save(model, partial, layout)
         write_card(partial, config, run, stage, layout)
         partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -70,8 +69,7 @@ def report_end(run: Path, rank: int) -> None:
 
 def _report(run: Path, rank: int, frames: Sequence[traceback.FrameSummary], **facts: Any) -> None:
     content = {"explained": False, "ended": False, "exit_code": 1, "message": "", **facts}
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    content |= {"rank": rank, "ranks": ranks, "time": time.time(), "place": _place(frames)}
+    content |= {"rank": rank, "time": time.time(), "place": _place(frames)}
     write_json(failure_file(run, rank), content)
 
 
@@ -88,7 +86,28 @@ def _place(frames: Sequence[traceback.FrameSummary]) -> str:
     return ", from ".join(dict.fromkeys(places))
 
 
-def failure(run: Path, where: str, code: int, log: Path, log_begin: int, timeout_minutes: float) -> LlavaClError:
+def longest_silence(timeout_minutes: float) -> float:
+    """Minutes without progress after which a job hangs.
+
+    A rank's own work may take as long as ranks wait for it; and where they have waited in vain, they have failed and
+    torchrun has ended the rank that did not come, for which it takes half a minute.
+    """
+    return 2 * timeout_minutes + 1
+
+
+def hang(run: Path, where: str, log: Path, ranks: int, timeout_minutes: float) -> RunError:
+    """What to tell the user of a job that was ended because it hung; the arguments are those of `failure`."""
+    elsewhere, silent = _absent(_reports(run), ranks)
+    culprits = "; ".join(silent + elsewhere) or "every rank, as each waits for others"
+    return RunError(
+        f"{where}: no progress for {longest_silence(timeout_minutes):g} minutes (twice distributed.timeout_minutes, "
+        f"and one), because of {culprits}. All ranks were ended. Details: {log}"
+    )
+
+
+def failure(
+    run: Path, where: str, code: int, log: Path, log_begin: int, ranks: int, timeout_minutes: float
+) -> LlavaClError:
     """What to tell the user of a job that failed: the first cause; what other ranks say is only the echo of it.
 
     Args:
@@ -97,9 +116,10 @@ def failure(run: Path, where: str, code: int, log: Path, log_begin: int, timeout
         code: exit code of the launcher.
         log: the job's log, whose end has torchrun's summary.
         log_begin: where in it the job began.
+        ranks: of the job, on all nodes.
         timeout_minutes: how long ranks wait for one another.
     """
-    reports = [read_json(file) for file in sorted(log.parent.glob("failure-rank*.json"))]
+    reports = _reports(run)
     failed = sorted((each for each in reports if not each["ended"]), key=lambda each: each["time"])
     details = f"Details: {log}"
     for report in failed:
@@ -117,7 +137,8 @@ def failure(run: Path, where: str, code: int, log: Path, log_begin: int, timeout
     if own:
         return RunError(f"{where}, rank {own['rank']}: {own['message']}\n{details}")
     if waited:
-        absent = _absent(reports)
+        elsewhere, silent = _absent(reports, ranks)
+        absent = elsewhere or silent
         if absent:
             said = f"\nRank {failed[0]['rank']} then had: {failed[0]['message']}" if failed else ""
             return RunError(
@@ -130,12 +151,15 @@ def failure(run: Path, where: str, code: int, log: Path, log_begin: int, timeout
     return RunError(f"{where}: the job ended with exit code {code} and no rank said why.{full} {details}")
 
 
-def _absent(reports: Sequence[dict[str, Any]]) -> list[str]:
-    """The ranks that were not waiting for others when the job ended, and what is known of where they were."""
+def _reports(run: Path) -> list[dict[str, Any]]:
+    return [read_json(file) for file in sorted(failure_file(run, 0).parent.glob("failure-rank*.json"))]
+
+
+def _absent(reports: Sequence[dict[str, Any]], ranks: int) -> tuple[list[str], list[str]]:
+    """The ranks that were not waiting for others when the job ended: those known to be elsewhere, and the silent."""
     elsewhere = [f"rank {each['rank']}, which was at {each['place']}" for each in reports if not each["waiting"]]
-    ranks = {rank for each in reports for rank in range(each["ranks"])}
-    silent = sorted(ranks - {each["rank"] for each in reports})
-    return elsewhere or [f"rank {rank}, which did not answer any more" for rank in silent]
+    silent = sorted(set(range(ranks)) - {each["rank"] for each in reports})
+    return elsewhere, [f"rank {rank}, which did not answer any more" for rank in silent]
 
 
 def _full(run: Path) -> str:

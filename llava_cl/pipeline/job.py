@@ -6,10 +6,8 @@ import contextlib
 import copy
 import gc
 import hashlib
-import resource
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,11 @@ from llava_cl.distributed import World, gather_objects, share_out, share_tensors
 from llava_cl.errors import InputError
 from llava_cl.methods import Methods
 from llava_cl.models import LinearTarget, ModelFamily
+from llava_cl.pipeline.memory import peak_memory, reset_peak
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
 from llava_cl.stopping import StopRequest
-from llava_cl.store import RunDirectory, StageDirectory, read_json
+from llava_cl.store import RunDirectory, StageDirectory
 from llava_cl.training.adapters import replay
 from llava_cl.training.trainer import deepspeed_config, zero_stage
 
@@ -40,13 +39,10 @@ def recorded_config(run: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         InputError: the directory holds no run, or its record is damaged.
     """
-    manifest = run / "run.json"
-    if not manifest.is_file():
+    directory = RunDirectory(run, ())
+    if not directory.manifest.is_file():
         raise InputError(f"{run}: holds no run.json; give the directory of a run.")
-    content = read_json(manifest, "config")["config"]
-    if not isinstance(content, dict):
-        raise InputError(f"{manifest}: field 'config': must be an object.")
-    return validate_config(content, str(manifest), overrides)
+    return validate_config(directory.recorded("config")["config"], str(directory.manifest), overrides)
 
 
 @dataclass
@@ -59,6 +55,8 @@ class Job:
     progress: ProgressWriter
     stop: StopRequest = field(default_factory=StopRequest)
     seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    """This rank's peak memory in bytes of every part that `seconds` has, where it can be told apart."""
     loads: int = 0
     """How often the checkpoint was read, since `take_cost`."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -73,26 +71,34 @@ class Job:
         self._stages = _CHANGED
         self._base: dict[str, torch.Tensor] | None = None
         self._emptied: PreTrainedModel | None = None
+        self._peak = 0
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Adds the seconds of the block to `seconds[part]`."""
+        """Adds the block's seconds to `seconds[part]` and takes its peak into `memory[part]`; blocks are not nested."""
+        self._peak = max(self._peak, peak_memory(self.world.device))
+        apart = reset_peak(self.world.device)
         begin = time.monotonic()
         try:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin
+            if apart:
+                self.memory[part] = max(self.memory.get(part, 0), peak_memory(self.world.device))
 
     def take_cost(self) -> dict[str, Any]:
-        """Seconds, loads and facts since the last call, and a rank's peak memory so far in bytes."""
-        if self.world.device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(self.world.device)
-        else:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        peak = max(gather_objects(memory, self.world))
-        cost: dict[str, Any] = {"seconds": dict(self.seconds), "loads": self.loads, "peak_memory_bytes": peak}
+        """Seconds, memory, loads and facts since the last call, and the peak memory so far in bytes.
+
+        Memory is that of the rank that takes the most.
+        """
+        self._peak = max(self._peak, peak_memory(self.world.device))
+        ranks = gather_objects((self._peak, self.memory), self.world)
+        memory = largest(of_rank for _, of_rank in ranks)
+        cost: dict[str, Any] = {"seconds": dict(self.seconds), "step_memory_bytes": memory, "loads": self.loads}
+        cost["peak_memory_bytes"] = max(peak for peak, _ in ranks)
         cost |= self.facts
         self.seconds.clear()
+        self.memory.clear()
         self.facts.clear()
         self.loads = 0
         return cost
@@ -221,6 +227,15 @@ class Job:
     def stage(self, number: int) -> StageDirectory:
         """The directory of a stage."""
         return self.run.stage(number)
+
+
+def largest(memories: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The largest value of each key."""
+    most: dict[str, int] = {}
+    for memory in memories:
+        for part, value in memory.items():
+            most[part] = max(most.get(part, 0), value)
+    return most
 
 
 def _with_weights(model: PreTrainedModel, make: Callable[[nn.Parameter], torch.Tensor]) -> PreTrainedModel:

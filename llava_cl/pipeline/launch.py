@@ -19,7 +19,7 @@ import torch
 from llava_cl.config import DistributedConfig
 from llava_cl.errors import InputError
 from llava_cl.parsing import read_text, shown
-from llava_cl.pipeline.failures import failure
+from llava_cl.pipeline.failures import failure, hang, longest_silence
 from llava_cl.pipeline.progress import ProgressReader
 from llava_cl.stopping import Stopped, noting
 
@@ -117,7 +117,8 @@ def command(run: Path, stage: int, *, ranks: int, hostfile: Path | None, tasks: 
     worker = [str(run), str(stage), *tasks]
     if hostfile is not None:
         launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile)]
-        return [*launcher, "--num_gpus", str(ranks), "--module", _WORKER, *worker]
+        # Otherwise it puts an argument before those of the worker.
+        return [*launcher, "--num_gpus", str(ranks), "--no_local_rank", "--module", _WORKER, *worker]
     return [*torchrun(ranks), "-m", _WORKER, *worker]
 
 
@@ -159,7 +160,7 @@ def run_job(
         tasks: see `command`.
 
     Raises:
-        InputError, RunError: a rank failed; the message names the rank, the step, its error, and the log file.
+        InputError, RunError: a rank failed or hangs; the message names the rank, the step, its error, and the log file.
         Stopped: by a signal. The first one asks the ranks to stop, a second one ends them at once.
     """
     log = log_file(run, stage)
@@ -178,28 +179,49 @@ def run_job(
             start_new_session=True,
         )
         try:
-            _wait(process, poll, signals, stop_file(run), distributed.grace_seconds)
+            hangs = _wait(process, poll, signals, run, distributed)
         finally:
             _end(process)
     poll()
-    where = f"stage {stage}, {_step(run)}"
+    where, minutes = f"stage {stage}, {_step(run)}", distributed.timeout_minutes
     if signals or stop_file(run).exists():
         raise Stopped(signals[0] if signals else signal.SIGTERM, f" in {where}")
+    world_size = ranks * hosts(hostfile, run)
+    if hangs:
+        raise hang(run, where, log, world_size, minutes)
     if process.returncode:
-        raise failure(run, where, process.returncode, log, log_begin, distributed.timeout_minutes)
+        raise failure(run, where, process.returncode, log, log_begin, world_size, minutes)
 
 
 def _wait(
-    process: subprocess.Popen[bytes], poll: Callable[[], None], signals: list[int], stop: Path, grace: float
-) -> None:
-    """Waits for the end of a job; once there is a signal, no longer than the grace period."""
-    deadline = math.inf
+    process: subprocess.Popen[bytes],
+    poll: Callable[[], None],
+    signals: list[int],
+    run: Path,
+    distributed: DistributedConfig,
+) -> bool:
+    """Waits for the end of a job; once there is a signal, no longer than the grace period.
+
+    Returns:
+        Whether the job hangs: rank 0 has told of no progress for `longest_silence`.
+    """
+    deadline, quiet, told = math.inf, 0.0, 0
     while process.poll() is None and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
         poll()
+        # Counted in polls, so that no time passes while everything is suspended.
+        before, told = told, _size(progress_file(run))
+        quiet = 0.0 if told > before else quiet + _POLL_SECONDS
+        if quiet > 60 * longest_silence(distributed.timeout_minutes):
+            return True
         if signals and deadline == math.inf:
-            stop.touch()
-            deadline = time.monotonic() + grace
+            stop_file(run).touch()
+            deadline = time.monotonic() + distributed.grace_seconds
+    return False
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -27,7 +27,7 @@ def write_card(folder: Path, config: RunConfig, run: RunDirectory, stage: int, l
         stage: the stage that was exported.
         layout: the format that was exported.
     """
-    manifest = read_json(run.manifest, "base", "data")
+    manifest = run.recorded("base", "data")
     metrics = read_json(run.metrics, "tasks", "matrix", "base_row", "summary") if run.metrics.is_file() else None
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     learned = [task.name for task in config.benchmark.tasks[:stage]]

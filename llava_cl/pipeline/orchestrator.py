@@ -6,6 +6,7 @@ What is complete is read from the run directory alone, so a run can be killed at
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ from llava_cl.pipeline.results import write_results
 from llava_cl.pipeline.scoring import answers_step, score_predictions
 from llava_cl.pipeline.task_data import fingerprint_data
 from llava_cl.stopping import Stopped, raising
-from llava_cl.store import RunDirectory, read_json, write_json
-from llava_cl.store.fingerprint import fingerprint_model
+from llava_cl.store import RunDirectory
+from llava_cl.store.fingerprint import fingerprint_code, fingerprint_model
 from llava_cl.store.resume_points import resume_steps
 from llava_cl.store.run_directory import FORMAT
 from llava_cl.training.sums import MEAN_INPUT
@@ -59,13 +60,16 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Launch:
-    """Where a run goes, on how many ranks, how far, and from which stage on it is to be done again."""
+    """Where a run goes, on how many ranks, how far, from which stage on it is to be done again, and whether it goes on
+    with code of llava_cl that has changed.
+    """
 
     output: Path
     ranks: int | None = None
     hostfile: Path | None = None
     until: int | None = None
     redo: int | None = None
+    accept_code: bool = False
 
 
 RunStage = Callable[[RunDirectory, int], None]
@@ -104,11 +108,11 @@ def execute(
     run = RunDirectory(launch.output.resolve(), [task.name for task in config.benchmark.tasks])
     check_setup(config, ranks * hosts(launch.hostfile, launch.output))
     with raising(), run.locked():
-        _open_run(config, run, ranks, watcher)
+        _open_run(config, run, ranks, watcher, accept_code=launch.accept_code)
         if launch.redo is not None:
             aside = run.set_aside(launch.redo)
             watcher.note(f"set aside, to be done again: {', '.join(map(str, aside))}")
-        passes = count_passes(config, read_json(run.manifest, "records")["records"])
+        passes = count_passes(config, run.recorded("records")["records"])
         watcher.plans({stage: steps for stage, steps in passes.items() if stage <= until})
         metrics: dict[str, Any] | None = None
         for stage in range(until + 1):
@@ -159,7 +163,7 @@ def evaluate(
     check_setup(config, ranks * hosts(launch.hostfile, launch.output))
     results = {}
     with raising(), run.locked():
-        _open_run(config, run, ranks, watcher)
+        _open_run(config, run, ranks, watcher, accept_code=launch.accept_code)
         trained = run.trained_up_to()
         chosen = range(trained + 1) if stages is None else stages
         if max(chosen) > trained:
@@ -186,6 +190,8 @@ def _run_job(
     tasks: Sequence[str] = (),
 ) -> None:
     """Runs a stage's job, or the evaluation of `tasks` alone, and passes its progress on to the watcher."""
+    # The ranks load the code afresh.
+    _refuse_changed_code(run, _changed_code(run.recorded("code")["code"], fingerprint_code()))
     reader = ProgressReader(progress_file(run.path))
 
     def poll() -> None:
@@ -200,28 +206,28 @@ def _run_job(
         raise Stopped(stopped.number, stopped.place + kept) from None
 
 
-def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher) -> None:
+def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher, *, accept_code: bool) -> None:
     """Writes `run.json`, or compares it with what is to be run now."""
     watcher.checking("fingerprints of model and data")
     fingerprints = {
         "base": {"path": str(config.model.path), "sha256": fingerprint_model(family(config.model).folders())},
         "data": fingerprint_data(config),
     }
-    before = read_json(run.manifest) if run.manifest.is_file() else None
-    if before is None or not run.begun:
+    code = _loaded_code()
+    if not (run.begun and run.manifest.is_file()):
         check_disk(config, run.path)
         found = check_records(
             config, lambda task, done, total: watcher.checking(f"data of {task}") if not total else None
         )
-        write_json(
-            run.manifest,
+        run.record(
             {
                 "format": FORMAT,
                 "name": config.name,
-                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "started": _now(),
                 "config": config.model_dump(mode="json"),
                 "identity": _identity(config),
                 "version": __version__,
+                "code": code,
                 "environment": versions(),
                 "benchmark": config.benchmark.name,
                 "method": config.method.name,
@@ -234,6 +240,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
             },
         )
         return
+    before = run.recorded()
     now = {"identity": _identity(config), "base": fingerprints["base"]["sha256"], "data": fingerprints["data"]}
     now["llava_cl"] = __version__
     # The recorded configuration is read again, so that options that came since have their defaults.
@@ -245,14 +252,44 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
             f"{run.path}: holds another run. What differs (- there, + now):\n{_difference(then, now)}\n"
             "Give another --output, or run it as it was."
         )
+    changes = before.get("code_changes", [])
+    changed = _changed_code(before["code"], code)
+    if changed:
+        if not accept_code:
+            _refuse_changed_code(run, changed)
+        changes = [*changes, {"time": _now(), "files": changed}]
+        watcher.note(f"the run goes on with other code of llava_cl, so its results may differ: {', '.join(changed)}")
     environment = versions()
     if environment != before["environment"]:
         # An update for safety's sake must not end a run of days.
         difference = _difference(before["environment"], environment)
         watcher.note(f"the run goes on with other packages, so its last bits may differ (- then, + now):\n{difference}")
     # Places may have changed, and the jobs read the configuration from here.
-    content = {**before, **fingerprints, "config": config.model_dump(mode="json"), "ranks": ranks}
-    write_json(run.manifest, {**content, "environment": environment})
+    now_there = {"config": config.model_dump(mode="json"), "ranks": ranks, "environment": environment, "code": code}
+    run.record({**before, **fingerprints, **now_there, **({"code_changes": changes} if changes else {})})
+
+
+@functools.cache
+def _loaded_code() -> dict[str, str]:
+    """The code of this process: what is on the disk when it is first asked for."""
+    return fingerprint_code()
+
+
+def _changed_code(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+
+
+def _refuse_changed_code(run: RunDirectory, changed: Sequence[str]) -> None:
+    if changed:
+        raise InputError(
+            f"{run.path}: the code of llava_cl has changed since, in {', '.join(changed)}. Put it back, give another "
+            "--output, or go on with --accept-code where the change does not matter to the results; run.json keeps "
+            "that."
+        )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from llava_cl.config import DistributedConfig, RunConfig
 from llava_cl.distributed import World, barrier
 from llava_cl.pipeline import steps
-from llava_cl.pipeline.job import Job
+from llava_cl.pipeline.job import Job, largest
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.store import RunDirectory, write_json
 
@@ -61,6 +61,7 @@ def run_stage(job: Job, stage: int) -> None:
         memory = max(fact["peak_memory_bytes"] for fact in facts)
         loads = sum(fact["loads"] for fact in facts)
         timings: dict[str, Any] = {"seconds": seconds, "peak_memory_bytes": memory, "loads": loads}
+        timings["step_memory_bytes"] = largest(fact["step_memory_bytes"] for fact in facts)
         for fact in facts:
             if "trained" in fact:
                 rates = {f"{what}_per_second": n / fact["seconds"]["train"] for what, n in fact["trained"].items()}

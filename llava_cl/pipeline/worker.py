@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     rank = int(os.environ.get("RANK", "0"))
     setup_logging(rank=rank)
     stop = StopRequest()
-    stop.listen(stop_file(path), before_end=lambda: report_end(path, rank))
+    stop.listen(stop_file(path), before_end=lambda: report_end(path, rank), commanded=RunDirectory(path, ()).held)
     try:
         config = recorded_config(path)
         distributed = config.distributed

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 
 from llava_cl.report.schema import Metrics, Row, first_probed
 from llava_cl.report.text import percent
+from llava_cl.store import atomic_path
 
 DPI = 144
 MUTED = "#6b7480"
@@ -25,13 +26,14 @@ def write_figures(metrics: Metrics, folder: Path) -> list[Path]:
     labels, rows = labelled_rows(metrics)
     if not rows:
         return []
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = {"accuracy_matrix": matrix_figure(metrics, labels, rows), "curves": curves_figure(metrics, rows)}
     paths = []
     for name, figure in drawn.items():
-        FigureCanvasAgg(figure).print_png(folder / f"{name}.png", metadata={"Software": None})
+        with atomic_path(folder / f"{name}.png") as file:
+            FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
         figure.set_layout_engine("none")  # keeps the layout of the first drawing, which costs the most
-        FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf", metadata={"CreationDate": None})
+        with atomic_path(folder / f"{name}.pdf") as file:
+            FigureCanvasPdf(figure).print_pdf(file, metadata={"CreationDate": None})
         paths += [folder / f"{name}.png", folder / f"{name}.pdf"]
     return paths
 

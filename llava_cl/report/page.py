@@ -176,7 +176,8 @@ def _costs(record: RunRecord) -> str:
     if not stages:
         return ""
     total = sum(sum(stage.seconds.values()) for stage in stages)
-    return section("Time and memory", cost_table(stages), f"{duration(total)} in all.")
+    note = f"{duration(total)} in all. Memory is the peak of the rank that takes the most, while a step ran and in all."
+    return section("Time and memory", cost_table(stages), note)
 
 
 def _settings(record: RunRecord) -> str:
@@ -186,6 +187,8 @@ def _settings(record: RunRecord) -> str:
         "Environment": run.environment,
         "Base model": {"path": run.base.path, "sha256": run.base.sha256},
     }
+    if run.code_changes:
+        blocks["Code that changed during the run"] = {each.time: ", ".join(each.files) for each in run.code_changes}
     return section("Settings", "".join(_fold(name, settings_table(block)) for name, block in blocks.items()))
 
 

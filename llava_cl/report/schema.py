@@ -21,6 +21,13 @@ class BaseModelInfo(_Schema):
     sha256: str
 
 
+class CodeChange(_Schema):
+    """Source files of llava_cl that had changed when a run was continued."""
+
+    time: str
+    files: list[str]
+
+
 class RunInfo(_Schema):
     """run.json: what was asked for, on what."""
 
@@ -36,6 +43,7 @@ class RunInfo(_Schema):
     probes: list[str] = []
     seed: int
     ranks: PositiveInt
+    code_changes: list[CodeChange] = []
 
 
 class Probes(_Schema):
@@ -63,12 +71,16 @@ class LayerBasis(_Schema):
 
 
 class StageCost(_Schema):
-    """What one stage took: seconds of each step, peak memory in bytes, and the bases it left."""
+    """What one stage took: seconds and peak memory in bytes of each step and in all, samples and tokens a second of
+    training, and the bases it left.
+    """
 
     stage: NonNegativeInt
     task: str
     seconds: dict[str, FiniteFloat] = {}
+    step_memory_bytes: dict[str, NonNegativeInt] = {}
     peak_memory_bytes: NonNegativeInt | None = None
+    training: dict[str, FiniteFloat] = {}
     basis: dict[str, LayerBasis] = {}
 
 

@@ -13,6 +13,9 @@ from llava_cl.report.text import MISSING, duration, memory, metric, percent, sho
 STEPS = ("load", "measure", "initialise", "train", "protect", "evaluate", "score")
 """The steps of a stage in the order they run; further ones follow by name."""
 
+RATES = {"samples/s": "samples_per_second", "tokens/s": "tokens_per_second"}
+"""Of training."""
+
 
 def plain_table(columns: Sequence[str], rows: Sequence[str], style: str = "") -> str:
     """A table that scrolls sideways where it must; `columns` are escaped, `rows` are HTML."""
@@ -45,21 +48,28 @@ def score_table(scores: Mapping[str, TaskScore]) -> str:
 
 
 def cost_table(stages: Sequence[StageCost]) -> str:
-    """Seconds of every step and peak memory of every stage, with bars on one scale for each of the two."""
+    """Seconds and peak memory of every step and stage, and the rates of training.
+
+    Bars, on one scale for each of the two, show the steps' seconds and the stages' memory.
+    """
     found = {step for stage in stages for step in stage.seconds}
     steps = [step for step in STEPS if step in found] + sorted(found.difference(STEPS))
     longest = max((value for stage in stages for value in stage.seconds.values()), default=0.0)
     largest = max((stage.peak_memory_bytes or 0 for stage in stages), default=0)
+    rates = [(text, key) for text, key in RATES.items() if any(key in stage.training for stage in stages)]
     rows = []
     for stage in stages:
-        times = "".join(_time_cell(stage.seconds.get(step), longest) for step in steps)
+        times = "".join(
+            _step_cell(stage.seconds.get(step), stage.step_memory_bytes.get(step), longest) for step in steps
+        )
         total = duration(sum(stage.seconds.values()))
         peak = _bar_cell(memory(stage.peak_memory_bytes), stage.peak_memory_bytes or 0, largest)
         rows.append(
             f'<tr><th scope="row">{stage.stage} {escape(stage.task)}</th>{times}'
-            f'<td class="number total">{total}</td>{peak}</tr>'
+            f'<td class="number total">{total}</td>{peak}'
+            f"{''.join(_rate_cell(stage.training.get(key)) for _, key in rates)}</tr>"
         )
-    return plain_table(("stage", *steps, "total", "peak memory"), rows, "cost")
+    return plain_table(("stage", *steps, "total", "peak memory", *(text for text, _ in rates)), rows, "cost")
 
 
 def settings_table(settings: Mapping[str, Any]) -> str:
@@ -68,15 +78,20 @@ def settings_table(settings: Mapping[str, Any]) -> str:
     return plain_table((), rows, "settings")
 
 
-def _time_cell(seconds: float | None, longest: float) -> str:
+def _step_cell(seconds: float | None, peak: int | None, longest: float) -> str:
     if seconds is None:
         return f'<td class="number">{MISSING}</td>'
-    return _bar_cell(duration(seconds), seconds, longest)
+    return _bar_cell(duration(seconds), seconds, longest, "" if peak is None else memory(peak))
 
 
-def _bar_cell(text: str, value: float, longest: float) -> str:
+def _bar_cell(text: str, value: float, longest: float, below: str = "") -> str:
     width = 100 * value / longest if longest > 0 else 0.0
-    return f'<td class="number">{escape(text)}<i class="bar" style="width:{width:.1f}%"></i></td>'
+    small = f"<small>{escape(below)}</small>" if below else ""
+    return f'<td class="number">{escape(text)}<i class="bar" style="width:{width:.1f}%"></i>{small}</td>'
+
+
+def _rate_cell(rate: float | None) -> str:
+    return f'<td class="number">{MISSING if rate is None else f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}"}</td>'
 
 
 def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

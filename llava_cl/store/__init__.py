@@ -1,6 +1,16 @@
 """What a run keeps on disk: atomic files, hashes, tensors, and the run directory with its manifests."""
 
-from llava_cl.store.files import append_jsonl, file_hash, read_json, read_jsonl, write_json, write_jsonl, write_text
+from llava_cl.store.files import (
+    append_jsonl,
+    atomic_path,
+    file_hash,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_text,
+    writing,
+)
 from llava_cl.store.run_directory import RunDirectory, StageDirectory
 from llava_cl.store.tensors import TensorFile, load_tensors, load_tensors_metadata, open_tensors, save_tensors
 
@@ -9,6 +19,7 @@ __all__ = [
     "StageDirectory",
     "TensorFile",
     "append_jsonl",
+    "atomic_path",
     "file_hash",
     "load_tensors",
     "load_tensors_metadata",
@@ -19,4 +30,5 @@ __all__ = [
     "write_json",
     "write_jsonl",
     "write_text",
+    "writing",
 ]

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from llava_cl.errors import InputError, RunError
 from llava_cl.parsing import parse_json, read_text
 
@@ -24,25 +26,37 @@ def atomic_path(path: Path) -> Iterator[Path]:
         RunError: it cannot be written, for example because the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+
+    def remove() -> None:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+    with writing(path, remove):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:
-        _remove(temporary)
+
+
+@contextlib.contextmanager
+def writing(path: Path, clean_up: Callable[[], None]) -> Iterator[None]:
+    """A block that writes `path`, a file or a folder, and what is to be removed after it, whether it ends well or not.
+
+    Raises:
+        RunError: it cannot be written, for example because the disk is full.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        clean_up()  # before the room that is left is told
+        reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}); {_free(path)}. What is complete is kept: put that "
-            "right, then run the same command again."
+            f"{path}: cannot be written ({reason}); {_free(path)}. What is complete is kept: put that right, then run "
+            "the same command again."
         ) from error
     finally:
-        _remove(temporary)
-
-
-def _remove(file: Path) -> None:
-    with contextlib.suppress(OSError):
-        file.unlink()
+        clean_up()
 
 
 def _free(path: Path) -> str:
@@ -59,7 +73,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes indented JSON atomically, with sorted keys, so that equal content gives equal bytes."""
-    write_text(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

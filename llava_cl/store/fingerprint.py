@@ -1,4 +1,4 @@
-"""Fingerprints of what a run depends on: the base model's files and the benchmark's data files."""
+"""Fingerprints of what a run depends on: the base model's files, the benchmark's data files, and the code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from llava_cl.errors import InputError
 from llava_cl.store.files import file_hash
 
+_PACKAGE = Path(__file__).parents[1]
+_NO_RESULT = ("cli.py", "report")
+"""Parts of the package that read results or print them; what computes them does not import these."""
 _MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".bin"}
 
 
@@ -32,3 +35,9 @@ def fingerprint_model(folders: Sequence[Path]) -> str:
         for folder in folders
     ]
     return hashlib.sha256(repr(hashes).encode()).hexdigest()
+
+
+def fingerprint_code() -> dict[str, str]:
+    """SHA-256 of each source file of this package that a result may depend on, by its path in the package."""
+    files = _PACKAGE.rglob("*.py")
+    return fingerprint_files((f for f in files if f.relative_to(_PACKAGE).parts[0] not in _NO_RESULT), _PACKAGE)

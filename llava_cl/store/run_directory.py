@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_cl.errors import InputError
-from llava_cl.store.files import file_hash, read_json, verify_files, write_json
+from llava_cl.parsing import read_text
+from llava_cl.store.files import file_hash, json_text, read_json, verify_files, write_json, write_text
 
 FORMAT = 1
 
@@ -69,7 +70,7 @@ class StageDirectory:
 
     @property
     def timings(self) -> Path:
-        """Seconds of every step and the peak memory."""
+        """Seconds and peak memory of every step, and samples and tokens a second of training."""
         return self.path / "timings.json"
 
     @property
@@ -189,8 +190,34 @@ class RunDirectory:
 
     @property
     def manifest(self) -> Path:
-        """`run.json`: resolved configuration, environment, fingerprints."""
+        """`run.json`: resolved configuration, environment, fingerprints; see `record`."""
         return self.path / "run.json"
+
+    def record(self, content: Mapping[str, Any]) -> None:
+        """Writes `run.json`, with a hash of the rest of it under `sha256`."""
+        text = json_text({**content, "sha256": ""})
+        write_text(self.manifest, text.replace(_seal_line(""), _seal_line(_seal(text))))
+
+    def recorded(self, *required: str) -> dict[str, Any]:
+        """The content of `run.json`.
+
+        Args:
+            required: keys that it must have.
+
+        Raises:
+            InputError: missing, unreadable, without a required key, or changed since it was written.
+        """
+        content = read_json(self.manifest)
+        digest = content.pop("sha256", "")
+        if _seal(read_text(self.manifest).replace(_seal_line(digest), _seal_line(""))) != digest:
+            raise InputError(
+                f"{self.manifest}: has changed since it was recorded, or is of another version of llava_cl. Restore "
+                "it, or give another --output. To tell it of other paths, run with a configuration that has them."
+            )
+        missing = [f"{self.manifest}: field {key!r} is missing." for key in required if key not in content]
+        if missing:
+            raise InputError(*missing)
+        return content
 
     @property
     def metrics(self) -> Path:
@@ -211,7 +238,7 @@ class RunDirectory:
         """Digest of what a stage is computed from: the stage before it, or for stage 0 the run's identity."""
         if stage:
             return self.stage(stage - 1).result()
-        manifest = read_json(self.manifest, "identity", "base", "data")
+        manifest = self.recorded("identity", "base", "data")
         facts = {key: manifest[key] for key in ("identity", "base", "data")}
         facts["base"] = facts["base"]["sha256"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -248,6 +275,19 @@ class RunDirectory:
         # The last one first: what is left after a kill is then the beginning of a run.
         return [path.rename(folder / path.name) for path in reversed(there)]
 
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
+    def held(self) -> bool:
+        """Whether a process, of any node that shares the file system's locks, works on the run directory."""
+        try:
+            with self._lock.open() as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:  # held, or there is nothing to be known
+            return True
+        return False
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the run directory, so that no second process works on it.
@@ -257,7 +297,7 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
+            lock = self._lock.open("w")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); give another --output.") from error
         with lock as stream:
@@ -267,7 +307,21 @@ class RunDirectory:
                 raise InputError(
                     f"{self.path}: another run is working on this directory; wait for it or give another --output."
                 ) from error
+            except OSError as error:
+                raise InputError(
+                    f"{self.path}: cannot be locked ({error.strerror}); give an --output on a file system with locks."
+                ) from error
             # Of writes that a kill has interrupted; those of a stage are the stage's own affair.
             for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
                 leftover.unlink()
             yield
+
+
+def _seal(text: str) -> str:
+    """The hash of a manifest's text in which that of the hash is empty."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _seal_line(digest: str) -> str:
+    """The manifest's line of the hash; a nested one is indented further."""
+    return f'\n "sha256": "{digest}"'

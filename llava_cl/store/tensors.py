@@ -25,10 +25,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     """
     on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        try:
-            save_file(on_cpu, temporary, metadata={_METADATA: json.dumps(dict(metadata), sort_keys=True)})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        save_file(on_cpu, temporary, metadata={_METADATA: json.dumps(dict(metadata), sort_keys=True)})
 
 
 @contextlib.contextmanager

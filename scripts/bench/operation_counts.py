@@ -49,7 +49,7 @@ _TORCH = "torch"
 def build_run(folder: Path) -> None:
     """Writes a run directory: 16 training samples and 8 questions of the playground's first task."""
     from llava_cl.config import load_config
-    from llava_cl.store import RunDirectory, write_json
+    from llava_cl.store import RunDirectory
 
     source = load_config(ROOT / "configs" / "runs" / "playground_ucit_keeplora.yaml")
     task = source.benchmark.tasks[0]
@@ -69,7 +69,7 @@ def build_run(folder: Path) -> None:
         }
     )
     content = {"config": config.model_dump(mode="json"), "identity": {}, "base": {"sha256": ""}, "data": {}}
-    write_json(RunDirectory(folder / "run", [task.name]).manifest, content)
+    RunDirectory(folder / "run", [task.name]).record(content)
 
 
 def count_on_rank(folder: Path) -> None:

@@ -64,14 +64,15 @@ def resident(key: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def run_step(folder: Path, batch: int, step: str) -> None:
-    """Runs one step of the run below `folder`, after those before it have been run."""
+def run_step(folder: Path, batch: int, step: str) -> int:
+    """Runs one step of the run below `folder`, after those before it have been run; the peak memory in bytes."""
     config = configured(folder, batch)
     run = RunDirectory(folder / f"run-{batch}", [task.name for task in config.benchmark.tasks])
     job = Job(config, run, World(0, 1, CPU), ProgressWriter(None))
     if not run.stage(0).step_done("protect"):
         run.stage(0).record_step("protect", steps.protect_base(job, 0))
     run.stage(1).record_step(NAMES.get(step, step), STEPS[step](job, 1))
+    return int(job.take_cost()["peak_memory_bytes"])
 
 
 def measure_step(folder: Path, batch: int, step: str) -> int:
@@ -80,8 +81,7 @@ def measure_step(folder: Path, batch: int, step: str) -> int:
     gc.collect()
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    run_step(folder / "many", batch, step)
-    return resident("VmHWM") - before
+    return run_step(folder / "many", batch, step) - before
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ class Stream:
         named = {"tasks": [task.name for task in self.config.benchmark.tasks], "probes": [], "name": "growth"}
         extra = {"benchmark": "growth", "method": "keeplora", "seed": 0, "ranks": 1, "environment": {}}
         content = {**identity, **named, **extra, "started": "2000-01-01", "config": self.config.model_dump(mode="json")}
-        write_json(self.run.manifest, content)
+        self.run.record(content)
         self.store(0)
 
     def _drawn(self, *shape: int) -> torch.Tensor:
@@ -97,7 +97,7 @@ class Stream:
         content = {task: {**score, "metrics": {}, "credits": credits} for task in tasks}
         write_json(directory.scores, {"scores": content})
         write_json(directory.timings, {"seconds": {"train": 1.0}, "peak_memory_bytes": 1, "loads": 1})
-        facts = {"seconds": {}, "peak_memory_bytes": 1, "loads": 1}
+        facts = {"seconds": {}, "step_memory_bytes": {}, "peak_memory_bytes": 1, "loads": 1}
         directory.record_step("train", files, **facts)
         summary = {task: {**score, "metrics": {}} for task in tasks}
         directory.record_step("score", [directory.scores], **facts, scores=summary)

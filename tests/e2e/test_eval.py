@@ -14,6 +14,7 @@ from llava_cl.config import RunConfig
 from llava_cl.errors import InputError
 from llava_cl.pipeline import orchestrator
 from llava_cl.pipeline.orchestrator import Launch, evaluate
+from llava_cl.store import RunDirectory
 from runs import Silent, run_here, tiny_config
 from tiny import run_content
 
@@ -87,3 +88,16 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["eval", str(tmp_path)])
     assert isinstance(result.exception, InputError)
     assert "holds no run.json" in str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["run", "eval"])
+def test_changed_code_is_refused_or_accepted(command: str, run: Path, folder: Path, tmp_path: Path) -> None:
+    copy = RunDirectory(shutil.copytree(run, tmp_path / "run"), ())
+    manifest = copy.recorded()
+    copy.record({**manifest, "code": {**manifest["code"], "data/chat.py": "0"}})
+    arguments = [command, str(folder / "run.yaml"), "--output", str(copy.path)]
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, InputError)
+    assert "has changed since, in data/chat.py. Put it back" in str(refused.exception)
+    assert CliRunner().invoke(app, [*arguments, "--accept-code"]).exit_code == 0
+    assert [change["files"] for change in copy.recorded()["code_changes"]] == [["data/chat.py"]]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
+from llava_cl import cli
 from llava_cl.cli import app
 from llava_cl.config import ModelConfig
 from llava_cl.data import encode_prompt, load_image, preprocess_image
 from llava_cl.errors import InputError
 from llava_cl.models import family
 from llava_cl.pipeline.export import export
+from llava_cl.store import RunDirectory
 from runs import run_here, tiny_config
 from tiny import build_model, run_content
 from tiny_samples import IMAGE_TOKEN_ID, IMAGE_TOKENS
@@ -103,9 +107,9 @@ def test_what_cannot_be_exported_is_told(run: Path, stage: int, layout: str, nam
 
 def test_another_base_model_is_refused(run: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(run, tmp_path / "run"))
-    content = json.loads((moved / "run.json").read_text())
+    content = RunDirectory(moved, ()).recorded()
     content["config"]["model"]["path"] = str(build_model(tmp_path / "other", seed=9))
-    (moved / "run.json").write_text(json.dumps(content))
+    RunDirectory(moved, ()).record(content)
     with pytest.raises(InputError, match="is not the base model"):
         export(moved, 1, tmp_path / "out", "hf")
 
@@ -118,9 +122,7 @@ def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
 
 def test_a_stage_that_is_not_trained_is_told(tiny_run: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, run_content(tiny_run))
-    (tmp_path / "run").mkdir()
-    content = {"config": config.model_dump(mode="json")}
-    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
+    RunDirectory(tmp_path / "run", ()).record({"config": config.model_dump(mode="json")})
     with pytest.raises(InputError, match="is trained up to stage 0"):
         export(tmp_path / "run", 1, tmp_path / "out", "hf")
     with pytest.raises(InputError, match=r"holds no run\.json"):
@@ -159,10 +161,10 @@ def test_sampling_settings_beside_greedy_decoding_do_not_stop_an_export(
 
 def test_an_export_that_fails_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
-        raise OSError("no space left on device")
+        raise ValueError("no such thing")
 
     monkeypatch.setattr("llava_cl.pipeline.export.combine", broken)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(ValueError, match="no such thing"):
         export(run, 1, tmp_path / "out", "peft")
     assert list(tmp_path.iterdir()) == []
 
@@ -199,3 +201,27 @@ def test_the_card_of_the_last_stage_has_the_metrics(run: Path, tmp_path: Path) -
     known = {name: value for name, value in summary.items() if value is not None}
     assert f"| {' | '.join(known)} |" in card
     assert f"| {' | '.join(f'{value:.2f}' for value in known.values())} |" in card
+
+
+@pytest.mark.parametrize("layout", ["hf", "llava", "peft"])
+def test_an_export_to_a_full_disk_is_one_message(
+    run: Path,
+    small_file_system: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    layout: str,
+) -> None:
+    filler, folder = small_file_system / "filler", small_file_system / "out"
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+    os.truncate(filler, filler.stat().st_size - 8192)
+    arguments = ["export", str(run), "--stage", "2", "--to", str(folder), "--format", layout]
+    monkeypatch.setattr("sys.argv", ["llava-cl", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    said = capsys.readouterr().err
+    assert exit_.value.code == 1
+    assert "No space left on device" in said
+    assert said.startswith(f"error: {small_file_system}") and said.count("\n") == 1
+    assert list(small_file_system.iterdir()) == [filler]

@@ -154,3 +154,44 @@ def test_a_rank_that_hangs_is_named_and_all_ranks_end(tmp_path: Path) -> None:
         said,
     ), said
     assert not processes_of(run)
+
+
+def test_a_rank_that_hangs_alone_is_named_and_ended(tmp_path: Path) -> None:
+    """Nobody waits for it, so the command itself notices that there is no progress."""
+    content = tiny.run_content(tmp_path, evaluation={"zero_shot": False})
+    content["training"]["epochs"] = 500
+    config, run = write_config(tmp_path, content), tmp_path / "run"
+    process = start(config, run, "--until", "1", "--nproc", "1", "--set", "distributed.timeout_minutes=0.05")
+    wait_for(lambda: trained_steps(run) > 0)
+    ranks = [pid for pid in processes_of(run) if b"RANK=0" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+    os.kill(ranks[0], signal.SIGSTOP)
+    begin = time.monotonic()
+    assert process.wait(240) == 1
+    assert 60 < time.monotonic() - begin < 90
+    said = (tmp_path / "run.log").read_text()
+    assert re.search(
+        r"error: stage 1, train \d+/\d+: no progress for 1\.1 minutes .* because of rank 0, which did not answer", said
+    ), said
+    assert not processes_of(run)
+
+
+def test_ranks_that_a_remote_shell_started_end_with_their_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are children of the shell's server, which nothing tells of the command's end: they look for its lock."""
+    shell = tmp_path / "bin" / "ssh"
+    shell.parent.mkdir()
+    shell.write_text('#!/bin/sh\nwhile [ "$1" != node1 ]; do shift; done\nshift\nexec sh -c "$*"\n')
+    shell.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{shell.parent}:{os.environ['PATH']}")
+    (tmp_path / "hosts").write_text("node1 slots=1\n")
+    content = tiny.run_content(tmp_path, evaluation={"zero_shot": False})
+    content["training"]["epochs"] = 500
+    config, run = write_config(tmp_path, content), tmp_path / "run"
+    process = start(config, run, "--until", "1", "--nproc", "1", "--hostfile", str(tmp_path / "hosts"))
+    wait_for(lambda: trained_steps(run) > 0 or process.poll() is not None)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert processes_of(run)
+    wait_for(lambda: not processes_of(run), 15)
+    assert not (run / "stages/01-Colour/steps/train.json").exists()

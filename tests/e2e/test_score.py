@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,12 @@ def test_captions_are_scored_without_java_where_that_is_asked_for(
     assert result["scorer"] == "caption_overlap"
     assert set(result["metrics"]) == {*(f"Overlap_Bleu_{n}" for n in range(1, 5)), "Overlap_ROUGE_L"}
     assert result["score"] == pytest.approx(sum(result["metrics"].values()) / 5)
+
+
+def test_an_output_that_is_full_is_one_message() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "llava_cl.cli", "methods"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the output: cannot be written (No space left on device); make room")
+    assert done.stderr.count("\n") == 1

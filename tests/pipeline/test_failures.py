@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from llava_cl.distributed import World
 from llava_cl.errors import InputError, RunError
-from llava_cl.pipeline.failures import failure, report_end, report_failure
+from llava_cl.pipeline.failures import failure, failure_file, hang, report_end, report_failure
+from llava_cl.store import write_json
 from ranks import run_ranks
 
 SUMMARY = """
@@ -27,16 +28,15 @@ Root Cause (first observed failure):
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(tmp_path: Path) -> Path:
     (tmp_path / "logs").mkdir()
-    monkeypatch.setenv("WORLD_SIZE", "2")
     return tmp_path
 
 
 def _told(run: Path, log: str = "") -> Exception:
     file = run / "logs" / "stage-01.log"
     file.write_text(log)
-    return failure(run, "stage 1, train 3/6", 1, file, 0, 0.5)
+    return failure(run, "stage 1, train 3/6", 1, file, 0, 2, 0.5)
 
 
 def _raised(error: Exception) -> Exception:
@@ -96,6 +96,20 @@ def test_a_rank_that_does_not_answer_is_named(run: Path) -> None:
     run_ranks(_wait_in_vain, 2, run)
     (run / "logs" / "failure-rank1.json").unlink()
     assert "in vain for rank 1, which did not answer any more" in str(_told(run))
+
+
+def test_a_job_that_hangs_names_the_ranks_that_wait_for_none(run: Path) -> None:
+    log = run / "logs" / "stage-01.log"
+    told = str(hang(run, "stage 1, train 3/6", log, 2, 0.5))
+    assert told.startswith("stage 1, train 3/6: no progress for 2 minutes (twice distributed.timeout_minutes, and one)")
+    assert "because of rank 0, which did not answer any more; rank 1, which did not answer any more. " in told
+    report_end(run, 1)
+    told = str(hang(run, "stage 1", log, 2, 0.5))
+    assert "because of rank 0, which did not answer any more; rank 1, which was at " in told
+    write_json(failure_file(run, 0), {"rank": 0, "waiting": True})
+    assert "because of rank 1, which was at " in str(hang(run, "stage 1", log, 2, 0.5))
+    write_json(failure_file(run, 1), {"rank": 1, "waiting": True})
+    assert "because of every rank, as each waits for others" in str(hang(run, "stage 1", log, 2, 0.5))
 
 
 def test_a_gpu_without_memory_says_which_batches_to_halve(run: Path) -> None:

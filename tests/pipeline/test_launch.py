@@ -30,7 +30,7 @@ def test_dry_run_on_several_nodes_shows_deepspeeds_command(hostfile: Path, tmp_p
     plan = json.loads(result.output)
     started = shlex.split(plan["stages"][2]["command"])
     assert started[1:] == [
-        *("-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), "--num_gpus", "4"),
+        *("-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), "--num_gpus", "4", "--no_local_rank"),
         *("--module", "llava_cl.pipeline.worker", str(tmp_path / "run"), "3"),
     ]
     assert not (tmp_path / "run").exists()

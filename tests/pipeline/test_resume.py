@@ -15,7 +15,9 @@ from llava_cl.errors import InputError, RunError
 from llava_cl.pipeline import stage as stages
 from llava_cl.pipeline import steps
 from llava_cl.pipeline.orchestrator import Launch, execute
+from llava_cl.pipeline.stage import stage_runner
 from llava_cl.store import RunDirectory, file_hash, read_json, write_json
+from llava_cl.store.fingerprint import fingerprint_code
 from runs import Silent, result_hashes, run_here, tiny_config
 
 STEPS = {"initialise": "initialise", "train": "learn", "protect": "protect", "evaluate": "evaluate", "score": "score"}
@@ -82,7 +84,12 @@ def test_results_files(undisturbed: Path) -> None:
     metrics = read_json(undisturbed / "metrics.json")
     assert [len(row) for row in metrics["matrix"]] == [2, 2]
     assert set(metrics["stages"][1]["seconds"]) >= {"load", "measure", "initialise", "train", "remeasure", "protect"}
-    assert metrics["stages"][1]["peak_memory_bytes"] > 0
+    for stage in metrics["stages"]:
+        peaks = stage["step_memory_bytes"]
+        assert peaks.keys() == stage["seconds"].keys()
+        assert 0 < max(peaks.values()) <= stage["peak_memory_bytes"]
+    rates = metrics["stages"][1]["training"]
+    assert rates["tokens_per_second"] > rates["samples_per_second"] > 0
     assert [stage["loads"] for stage in metrics["stages"]] == [1, 1, 1]
     layer = metrics["stages"][1]["basis"]["model.language_model.layers.0.self_attn.q_proj"]
     before = metrics["stages"][0]["basis"]["model.language_model.layers.0.self_attn.q_proj"]
@@ -174,6 +181,60 @@ def test_another_version_of_the_package_is_refused(
         run_here(tiny_config(folder, tiny.run_content(folder)), undisturbed)
 
 
+def test_a_changed_manifest_is_refused(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(undisturbed, output)
+    manifest = bytearray((output / "run.json").read_bytes())
+    manifest[manifest.index(b'"seed": ') + 8] ^= 1
+    (output / "run.json").write_bytes(manifest)
+    with pytest.raises(InputError, match=r"run\.json: has changed since it was recorded"):
+        run_here(tiny_config(folder, tiny.run_content(folder)), output)
+
+
+def _other_code(output: Path, *names: str) -> None:
+    """Lets a run have been made with other source files."""
+    run = RunDirectory(output, ())
+    manifest = run.recorded()
+    run.record({**manifest, "code": {**manifest["code"], **dict.fromkeys(names, "0")}})
+
+
+def test_changed_code_is_refused_or_accepted_and_kept(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output, watcher = tmp_path / "run", Silent()
+    shutil.copytree(undisturbed, output)
+    shutil.rmtree(output / "stages" / "02-Tone")
+    _other_code(output, "training/trainer.py", "gone.py")
+    config = tiny_config(folder, tiny.run_content(folder))
+    with pytest.raises(InputError, match=r"llava_cl has changed since, in gone\.py, training/trainer\.py\. Put"):
+        run_here(config, output)
+    assert "code_changes" not in read_json(output / "run.json")
+    launch = Launch(output, accept_code=True)
+    execute(config, launch, watcher, after_stage=lambda run: None, run_stage=stage_runner(config))
+    assert watcher.begun == [2]
+    assert "goes on with other code of llava_cl" in watcher.notes[0]
+    kept = read_json(output / "run.json")["code_changes"]
+    assert [change["files"] for change in kept] == [["gone.py", "training/trainer.py"]]
+    run_here(config, output)
+    assert read_json(output / "run.json")["code_changes"] == kept
+
+
+def test_code_that_changes_while_a_run_goes_on_ends_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every stage's ranks load the code from the disk."""
+    config, watcher = tiny_config(folder, tiny.run_content(folder)), Silent()
+
+    def run_job(path: Path, stage: int, **_: object) -> None:
+        stage_runner(config)(RunDirectory(path, [task.name for task in config.benchmark.tasks]), stage)
+        code = {**fingerprint_code(), "data/chat.py": "0"}
+        monkeypatch.setattr("llava_cl.pipeline.orchestrator.fingerprint_code", lambda: code)
+
+    monkeypatch.setattr("llava_cl.pipeline.orchestrator.run_job", run_job)
+    with pytest.raises(InputError, match=r"has changed since, in data/chat\.py\."):
+        execute(config, Launch(tmp_path / "run"), watcher, after_stage=lambda run: None)
+    assert (tmp_path / "run/stages/00-base/stage.json").is_file()
+    assert not (tmp_path / "run/stages/01-Colour").exists()
+
+
 def test_another_version_of_torch_is_told_and_the_run_goes_on(
     folder: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,9 +319,9 @@ def test_a_run_of_an_earlier_version_goes_on(folder: Path, undisturbed: Path, tm
     """An option that the recorded configuration does not know has its default there."""
     output = tmp_path / "run"
     shutil.copytree(undisturbed, output)
-    manifest = read_json(output / "run.json")
+    manifest = RunDirectory(output, ()).recorded()
     del manifest["config"]["evaluation"]["caption_scorer"]
-    write_json(output / "run.json", manifest)
+    RunDirectory(output, ()).record(manifest)
     watcher = Silent()
     run_here(tiny_config(folder, tiny.run_content(folder)), output, watcher)
     assert watcher.begun == []

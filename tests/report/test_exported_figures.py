@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
 import re
 from pathlib import Path
 
+import pytest
 from report_runs import BASE, MATRIX, SUMMARY, TASKS, metrics, write_json, write_run
 from typer.testing import CliRunner
 
 from llava_cl.cli import app
-from llava_cl.report import export_run
+from llava_cl.errors import RunError
+from llava_cl.report import export_run, write_report
 
 
 def rows_of(file: Path) -> list[list[str]]:
@@ -74,3 +78,18 @@ def test_nothing_is_written_before_the_first_stage(tmp_path: Path) -> None:
     (run / "metrics.json").write_text(json.dumps({"format": 1, "tasks": TASKS}))
     assert export_run(run) == []
     assert not (run / "report").exists()
+
+
+def test_figures_that_a_full_disk_cannot_hold_are_one_message(small_file_system: Path) -> None:
+    run = write_run(small_file_system / "run", 6)
+    write_report(run)
+    filler = small_file_system / "filler"
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+    os.truncate(filler, filler.stat().st_size - 40_960)
+    with pytest.raises(RunError, match=r"report/\S+: cannot be written \(No space left on device\)"):
+        export_run(run)
+    with pytest.raises(RunError, match=r"report/index\.html: cannot be written \(No space left on device\)"):
+        write_report(run)
+    assert not list(run.rglob(".*.tmp"))

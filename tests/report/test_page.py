@@ -102,6 +102,14 @@ def test_settings_are_shown_flat(tmp_path: Path) -> None:
         assert page.text[page.text.index(key) + 1] == value
 
 
+def test_code_that_changed_during_the_run_is_shown(tmp_path: Path) -> None:
+    run = json.loads((write_run(tmp_path, 0) / "run.json").read_text())
+    changes = [{"time": "2026-01-02T03:04:05+00:00", "files": ["data/chat.py", HOSTILE]}]
+    write_json(tmp_path / "run.json", {**run, "code_changes": changes})
+    page = check_page(render_page(load_run(tmp_path)))
+    assert page.text[page.text.index("2026-01-02T03:04:05+00:00") + 1] == f"data/chat.py, {HOSTILE}"
+
+
 def test_same_run_same_bytes(tmp_path: Path) -> None:
     write_run(tmp_path, 2)
     report = tmp_path / "report"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import llava_cl
 from llava_cl.errors import InputError
-from llava_cl.store.fingerprint import fingerprint_files, fingerprint_model
+from llava_cl.store.fingerprint import fingerprint_code, fingerprint_files, fingerprint_model
 
 
 @pytest.fixture
@@ -64,3 +65,15 @@ def test_every_change_of_a_model_shows(checkpoint: Path, change: str) -> None:
         case "less":
             second.unlink()
     assert fingerprint_model([checkpoint]) != before
+
+
+def test_the_code_that_results_depend_on_is_hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = fingerprint_code()
+    assert {"__init__.py", "pipeline/steps.py", "methods/keeplora.py", "evaluation/scorers/__init__.py"} <= code.keys()
+    assert not [name for name in code if name.startswith(("report/", "cli"))]
+    package = tmp_path / "llava_cl"
+    shutil.copytree(Path(llava_cl.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr("llava_cl.store.fingerprint._PACKAGE", package)
+    assert fingerprint_code() == code
+    (package / "subspace" / "bases.py").write_text("")
+    assert {name for name, digest in fingerprint_code().items() if digest != code[name]} == {"subspace/bases.py"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -107,11 +108,11 @@ def test_commit_covers_the_files_of_all_steps(stage: StageDirectory) -> None:
 
 
 def test_a_stage_after_other_stages_is_refused(run: RunDirectory, stage: StageDirectory) -> None:
-    write_json(run.manifest, {"identity": {"seed": 1}, "base": {"sha256": "x", "path": "/here"}, "data": {}})
+    run.record({"identity": {"seed": 1}, "base": {"sha256": "x", "path": "/here"}, "data": {}})
     run.stage(0).commit(run.before(0))
     stage.commit(run.before(1))
     stage.verify(run.before(1))
-    write_json(run.manifest, {"identity": {"seed": 2}, "base": {"sha256": "x", "path": "/here"}, "data": {}})
+    run.record({"identity": {"seed": 2}, "base": {"sha256": "x", "path": "/here"}, "data": {}})
     with pytest.raises(InputError, match="in another run"):
         run.stage(0).verify(run.before(0))
     run.stage(0).commit(run.before(0))
@@ -122,7 +123,7 @@ def test_a_stage_after_other_stages_is_refused(run: RunDirectory, stage: StageDi
 def test_the_place_of_the_base_model_does_not_matter(run: RunDirectory) -> None:
     digests = set()
     for place in ("/here", "/there"):
-        write_json(run.manifest, {"identity": {}, "base": {"sha256": "x", "path": place}, "data": {}})
+        run.record({"identity": {}, "base": {"sha256": "x", "path": place}, "data": {}})
         digests.add(run.before(0))
     assert len(digests) == 1
 
@@ -189,3 +190,32 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "file" / "run", [])
     with pytest.raises(InputError, match="cannot be written"), run.locked():
         pytest.fail("there is no such folder")
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    refused = pytest.raises(InputError, match=r"cannot be locked \(No locks available\); give an --output on")
+    with refused, RunDirectory(tmp_path, ()).locked():
+        pass
+    assert RunDirectory(tmp_path, ()).held(), "nothing is known, so no rank may end for it"
+
+
+def test_any_byte_of_the_manifest_that_changes_is_noticed(run: RunDirectory) -> None:
+    content = {"name": "é", "numbers": [1, 2.5, 1e-05, None, True], "base": {"sha256": "x"}}
+    run.record(content)
+    assert run.recorded("name", "base") == content
+    with pytest.raises(InputError, match=r"run\.json: field 'data' is missing"):
+        run.recorded("data")
+    intact = run.manifest.read_bytes()
+    for place in range(len(intact)):
+        for changed in (bytes([intact[place] ^ 1]), b" ", b""):
+            if intact[place : place + 1] != changed:
+                run.manifest.write_bytes(intact[:place] + changed + intact[place + 1 :])
+                with pytest.raises(InputError, match=r"run\.json: "):
+                    run.recorded()
+    write_json(run.manifest, content)
+    with pytest.raises(InputError, match=r"run\.json: has changed since it was recorded, or is of another version"):
+        run.recorded()
