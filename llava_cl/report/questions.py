@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_cl.config import AnyTask, ClassTaskConfig, RunConfig
+from llava_cl.config import AnyTask, ClassTaskConfig, RunConfig, validate_config
 from llava_cl.data import load_thumbnail
 from llava_cl.errors import InputError
-from llava_cl.pipeline.job import recorded_config
 from llava_cl.pipeline.task_data import picture_places, read_questions
+from llava_cl.report.load import RunRecord
 
 SIDE = 208
 """Pixels of a picture's longer side, twice what the page gives it."""
@@ -43,11 +43,11 @@ class Question:
 class Questions:
     """Looks up the questions of a run where its data are; `problem` says why, where they cannot be read."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, record: RunRecord) -> None:
         self.problem: str | None = None
         self._config: RunConfig | None = None
         try:
-            self._config = recorded_config(run_dir)
+            self._config = validate_config(record.run.config, str(record.directory / "run.json"))
         except InputError as error:
             self.problem = error.problems[0]
 

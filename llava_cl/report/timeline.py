@@ -23,7 +23,7 @@ def timeline(record: RunRecord) -> str:
     histories = read_histories(record)
     if not histories:
         return ""
-    questions = Questions(record.directory)
+    questions = Questions(record)
     numbers = {task: str(number) for number, task in enumerate(record.run.tasks, start=1)}
     opened = next((history for history in histories if history.fates.get(Fate.FORGOTTEN)), histories[0])
     parts = [_task(history, numbers.get(history.task, ""), questions, history is opened) for history in histories]

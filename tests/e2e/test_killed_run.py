@@ -115,7 +115,7 @@ def trained_steps(run: Path) -> int:
 def test_a_run_that_is_asked_to_stop_keeps_its_training_and_says_so(tmp_path: Path) -> None:
     """As by Ctrl-C, and as a cluster does before it takes a node away."""
     content = tiny.run_content(tmp_path, evaluation={"zero_shot": False})
-    content["training"]["epochs"] = 150
+    content["training"]["epochs"] = 50
     config = write_config(tmp_path, content)
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     assert start(config, undisturbed, "--until", "1").wait(300) == 0, (tmp_path / "undisturbed.log").read_text()
