@@ -8,6 +8,7 @@ step it ends at once, because what is complete is stored already.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import select
@@ -18,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+
+logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED_CODE = 75
@@ -105,7 +108,7 @@ class StopRequest:
         if self.asked:
             os._exit(STOPPED_CODE)
 
-    def listen(self, file: Path, before_end: Callable[[], None], commanded: Callable[[], bool]) -> None:
+    def listen(self, file: Path, before_end: Callable[[], None], command: Callable[[], str | None] | None) -> None:
         """Takes requests: by the file, or by a signal with which the file comes; any other signal ends the process.
 
         The end of the command does so, too.
@@ -115,7 +118,8 @@ class StopRequest:
         Args:
             file: see `llava_cl.pipeline.launch.stop_file`.
             before_end: called before a signal without the file ends the process.
-            commanded: whether the command is there; looked at if it is so from the start on.
+            command: tells which command is there, None where that cannot be known; looked at if there is one from the
+                start on. None for a rank that ends with its command anyway.
         """
         receiver, sender = socket.socketpair()
         sender.setblocking(False)
@@ -123,7 +127,7 @@ class StopRequest:
         signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)
-        keep = (receiver, sender, file, before_end, commanded)
+        keep = (receiver, sender, file, before_end, command)
         threading.Thread(target=self._wait, args=keep, name="stop-request", daemon=True).start()
 
     def _wait(
@@ -132,13 +136,15 @@ class StopRequest:
         _sender: socket.socket,
         file: Path,
         before_end: Callable[[], None],
-        commanded: Callable[[], bool],
+        command: Callable[[], str | None] | None,
     ) -> None:
         # Where a file system's locks do not reach other nodes, the command seems not to be there from the start.
-        next_look = time.monotonic() + _COMMAND_SECONDS if commanded() else math.inf
+        own = command() if command is not None else None
+        next_look = time.monotonic() + _COMMAND_SECONDS if own else math.inf
         while True:
-            if time.monotonic() > next_look:
-                if not commanded():
+            if command is not None and time.monotonic() > next_look:
+                if command() not in (own, None):
+                    logger.error("the command that started this rank has gone")
                     os._exit(STOPPED_CODE)
                 next_look = time.monotonic() + _COMMAND_SECONDS
             ready = select.select([receiver], [], [], _POLL_SECONDS)[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from llava_cl.errors import InputError
 from llava_cl.stopping import STOPPED_CODE
 from llava_cl.store import RunDirectory
 
@@ -22,7 +23,7 @@ from llava_cl.store import RunDirectory
 run = Path(sys.argv[1])
 stop = StopRequest()
 stop.defer()
-stop.listen(run / "stop", before_end=print, commanded=RunDirectory(run, ()).held)
+stop.listen(run / "stop", before_end=print, command=RunDirectory(run, ()).holder)
 print("listening", flush=True)
 time.sleep(60)
 """
@@ -45,13 +46,27 @@ def test_a_rank_whose_command_has_gone_ends(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run", ())
     with contextlib.ExitStack() as command:
         command.enter_context(run.locked())
-        assert run.held()
+        assert run.holder()
         with _rank(run.path) as rank:
             with pytest.raises(subprocess.TimeoutExpired):
                 rank.wait(7)
             command.close()
-            assert not run.held()
+            assert run.holder() == ""
             assert rank.wait(10) == STOPPED_CODE
+
+
+def test_a_rank_does_not_go_on_under_the_next_command(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run", ())
+    with contextlib.ExitStack() as first:
+        first.enter_context(run.locked())
+        with _rank(run.path) as rank:
+            with pytest.raises(InputError), run.locked():
+                pass  # a second command, which is refused, changes nothing
+            with pytest.raises(subprocess.TimeoutExpired):
+                rank.wait(7)
+            first.close()
+            with run.locked():
+                assert rank.wait(10) == STOPPED_CODE
 
 
 def test_a_rank_whose_command_it_could_never_see_goes_on(tmp_path: Path) -> None:
@@ -59,6 +74,6 @@ def test_a_rank_whose_command_it_could_never_see_goes_on(tmp_path: Path) -> None
     run = RunDirectory(tmp_path / "run", ())
     with run.locked():
         pass
-    assert not run.held()
+    assert run.holder() == ""
     with _rank(run.path) as rank, pytest.raises(subprocess.TimeoutExpired):
         rank.wait(8)

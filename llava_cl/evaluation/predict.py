@@ -74,6 +74,7 @@ def predict(
         pin_memory=world.device.type == "cuda",
     )
     answers: dict[int, str] = {}
+    progress(0, total)
     for positions, batch in zip(mine, loader, strict=True):
         with torch.inference_mode():
             answers.update(zip(positions, answer(batch), strict=True))

@@ -69,6 +69,7 @@ class Job:
         self.deepspeed = deepspeed_config(self.config.distributed.deepspeed, self.world.device)
         self._resident: PreTrainedModel | None = None
         self._stages = _CHANGED
+        self._latest = 0
         self._base: dict[str, torch.Tensor] | None = None
         self._emptied: PreTrainedModel | None = None
         self._peak = 0
@@ -114,32 +115,37 @@ class Job:
             InputError: a checkpoint or adapter that is damaged or does not fit.
         """
         model = self._read()
-        self._replay(model, stages)
+        if stages:
+            self._replay(model, stages)
         return model
 
     def model_after(self, stages: int, *, to_learn: bool = False) -> PreTrainedModel:
         """The model after `stages` stages, on the weights that stay with the job: they must not be written to.
 
-        The checkpoint is read once. From one stage to a later one the weights that training writes to are put together
-        again from those of the base, of which each rank keeps those it owns in host memory where a task is `to_learn`,
-        so that they are the same as in a job that begins there.
+        The checkpoint is read once, and again for an earlier stage than before. From one stage to a later one the
+        weights that training writes to are put together again from those of the base, of which each rank keeps those
+        it owns in host memory where a task is `to_learn`, so that they are the same as in a job that begins there.
 
         Raises:
             InputError: as `load_model`.
         """
         with self.timed("load"):
             gc.collect()
+            if stages < self._latest:
+                self._resident = self._emptied = None
             if self._emptied is not None:
                 self._resident, self._emptied = self._filled(self._emptied), None
-            elif self._resident is None or (self._stages != stages and self._base is None):
+            elif self._resident is None or (self._base is None and (to_learn or self._stages != stages)):
                 self._resident = self._base = None
                 self._resident = self._read()
                 self._base = self._owned_weights(self._resident) if to_learn else None
                 self._stages = 0
+            elif self._stages not in (0, stages):
+                self._restore(self._resident)
             if self._stages != stages:
                 self._stages = _CHANGED
-                self._replay(self._resident, stages, self._base)
-                self._stages = stages
+                self._replay(self._resident, stages)
+            self._stages = self._latest = stages
             if not to_learn:
                 self._base = None
         return _with_weights(self._resident, lambda weight: weight.detach())
@@ -189,20 +195,24 @@ class Job:
     def _filled(self, emptied: PreTrainedModel) -> PreTrainedModel:
         """A model without values, with those of the base that the ranks have kept, the adapted weights excepted."""
         model = _with_weights(emptied, lambda weight: torch.empty_like(weight, device=self.world.device))
-        owners, weights = self._weight_owners(model), dict(model.named_parameters())
-        for name, value in (self._base or {}).items():
-            weights[name].data.copy_(value)
+        self._restore(model)
         adapted = {f"{name}.weight" for name in self.targets(model)}
-        share_tensors({name: weight for name, weight in weights.items() if name not in adapted}, owners, self.world)
+        others = {name: weight for name, weight in model.named_parameters() if name not in adapted}
+        share_tensors(others, self._weight_owners(model), self.world)
         return model
 
-    def _replay(self, model: PreTrainedModel, stages: int, base: dict[str, torch.Tensor] | None = None) -> None:
-        """Gives a base model, or one whose base weights are `base`, the adapters; each rank does its layers' sums."""
-        if stages == 0:
-            return
+    def _restore(self, model: PreTrainedModel) -> None:
+        """Puts the weights of the base back that this rank has kept."""
+        assert self._base is not None
+        weights = dict(model.named_parameters())
+        for name, value in self._base.items():
+            weights[name].data.copy_(value)
+
+    def _replay(self, model: PreTrainedModel, stages: int) -> None:
+        """Gives a model the adapters; each rank does the sums of its layers, where it needs the base's weights."""
         owners, targets = self.owners(model), self.targets(model)
         mine = {name for name in targets if owners[name] == self.world.rank} if self.world.size > 1 else None
-        replay(model, [self.run.stage(number).adapter for number in range(1, stages + 1)], base, mine)
+        replay(model, [self.run.stage(number).adapter for number in range(1, stages + 1)], mine)
         share_tensors({name: target.module.weight for name, target in targets.items()}, owners, self.world)
 
     def targets(self, model: PreTrainedModel) -> dict[str, LinearTarget]:

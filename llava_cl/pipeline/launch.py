@@ -32,16 +32,22 @@ _PR_SET_PDEATHSIG = 1
 _RUN_PID = "LLAVA_CL_RUN_PID"
 
 
-def die_with_parent() -> None:
+def die_with_parent() -> bool:
     """Asks the kernel to kill this process when its parent dies, so that no rank outlives a killed run (Linux).
 
     A run that has been killed before the request is found by its process id, which only its own node has.
+
+    Returns:
+        Whether this process is a rank that now ends with its command.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     run = os.environ.get(_RUN_PID)
-    if run is not None and not Path(f"/proc/{run}").exists():
+    if run is None or sys.platform != "linux":
+        return False
+    if not Path(f"/proc/{run}").exists():
         os._exit(1)
+    return True
 
 
 def progress_file(run: Path) -> Path:
@@ -167,6 +173,7 @@ def run_job(
     log.parent.mkdir(parents=True, exist_ok=True)
     for old in (*log.parent.glob("failure-rank*.json"), progress_file(run), stop_file(run)):
         old.unlink(missing_ok=True)
+    world_size = ranks * hosts(hostfile, run)
     with log.open("ab") as stream, noting() as signals:
         log_begin = stream.tell()
         process = subprocess.Popen(
@@ -186,7 +193,6 @@ def run_job(
     where, minutes = f"stage {stage}, {_step(run)}", distributed.timeout_minutes
     if signals or stop_file(run).exists():
         raise Stopped(signals[0] if signals else signal.SIGTERM, f" in {where}")
-    world_size = ranks * hosts(hostfile, run)
     if hangs:
         raise hang(run, where, log, world_size, minutes)
     if process.returncode:

@@ -55,6 +55,7 @@ def measure_task(job: Job, model: PreTrainedModel, stage: int, when: When, owner
         sketch = Sketch.draw(columns, rows, features, torch.Generator().manual_seed(job.seed(stage, "sketch")))
     report = job.progress.step(stage, PARTS[when])
     total = sum(len(batch) for batch in batches)
+    report(0, total)
     with job.timed(PARTS[when]):
         statistics = measure(
             model,

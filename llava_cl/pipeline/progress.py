@@ -29,12 +29,15 @@ class ProgressWriter:
         self._last = 0.0
 
     def step(self, stage: int, step: str) -> Callable[[int, int], None]:
-        """Announces a step and returns the function that reports how far it is."""
+        """Announces a step and returns the function that reports how far it is; its first report is where it begins."""
         self._write(Event(stage, step, 0, 0))
+        begun = False
 
         def report(done: int, total: int) -> None:
-            if done >= total or time.monotonic() - self._last > _SECONDS_BETWEEN_EVENTS:
+            nonlocal begun
+            if not begun or done >= total or time.monotonic() - self._last > _SECONDS_BETWEEN_EVENTS:
                 self._write(Event(stage, step, done, total))
+            begun = True
 
         return report
 

@@ -45,6 +45,7 @@ def protect_base(job: Job, stage: int) -> list[Path]:
     energy: dict[str, float] = {}
     with job.timed("protect"), full_precision():
         owned = _owned(job, model, owners)
+        report(0, len(owned))
         for done, (name, target) in enumerate(owned.items(), start=1):
             with _naming(name):
                 basis = job.methods.of(target.part).initial_basis(target.module.weight.detach().float())
@@ -75,6 +76,7 @@ def initialise(job: Job, stage: int) -> list[Path]:
             known.past_moments = load_moments(job.run, stage - 1, {target.source for target in owned.values()})[0]
         if stage > 1 and "adapter" in job.methods.wanted("before"):
             known.adapters = load_factors(job.stage(stage - 1).adapter, owned)
+        report(0, len(owned))
         for done, (name, (module, source, part)) in enumerate(owned.items(), start=1):
             generator = torch.Generator().manual_seed(job.seed(stage, f"initialise/{name}"))
             with _naming(name):
@@ -189,6 +191,7 @@ def protect(job: Job, stage: int) -> list[Path]:
             files.append(job.stage(stage).moments)
         if "adapter" in job.methods.wanted("after"):
             known.adapters = load_factors(job.stage(stage).adapter, owned)
+        report(0, len(owned))
         for done, (name, target) in enumerate(owned.items(), start=1):
             with _naming(name):
                 basis = job.methods.of(target.part).protect(

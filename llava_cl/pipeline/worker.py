@@ -24,12 +24,16 @@ from llava_cl.store import RunDirectory
 
 def main(arguments: list[str]) -> None:
     """Runs a stage, or part of its evaluation, on this rank; a failure is told to the orchestrator and ends it."""
-    die_with_parent()
+    local = die_with_parent()
     path, stage, tasks = Path(arguments[0]), int(arguments[1]), arguments[2:]
     rank = int(os.environ.get("RANK", "0"))
     setup_logging(rank=rank)
     stop = StopRequest()
-    stop.listen(stop_file(path), before_end=lambda: report_end(path, rank), commanded=RunDirectory(path, ()).held)
+    stop.listen(
+        stop_file(path),
+        before_end=lambda: report_end(path, rank),
+        command=None if local else RunDirectory(path, ()).holder,
+    )
     try:
         config = recorded_config(path)
         distributed = config.distributed

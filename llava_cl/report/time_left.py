@@ -40,32 +40,35 @@ class TimeLeft:
         self._seen: dict[str, _Seen] = {}
         self._stage = 0
         self._step = ""
-        self._begin = 0.0
-        self._share = 0.0
+        self._begin = self._share = 0.0
+        self._before: float | None = None
+        """The share of the step that an earlier process did; None before the step tells of it."""
 
     def stage_begins(self, stage: int) -> None:
         """A stage's job starts."""
         self._ends()
-        self._stage, self._step, self._begin, self._share = stage, _START, time.monotonic(), 0.0
+        self._stage = stage
+        self._begins(_START)
 
     def event(self, event: Event) -> None:
-        """A step began or got further."""
+        """A step began or got further; the first time that it tells how far it is, it has done nothing here yet."""
         if event.step != self._step:
-            self._share = 1.0
             self._ends()
-            self._step, self._begin = event.step, time.monotonic()
-        self._share = event.done / event.total if event.total else 0.0
+            self._begins(event.step)
+        if event.total:
+            self._share = event.done / event.total
+            if self._before is None:
+                self._before, self._begin = self._share, time.monotonic()
 
     def stage_ends(self) -> None:
         """A stage is committed."""
-        self._share = 1.0
         self._ends()
-        self._step = ""
+        self._begins("")
 
     def left(self) -> dict[str, float]:
         """Seconds of "step", "stage" and "run", as far as they can be told."""
         known = {}
-        if 0 < self._share < 1:
+        if (self._before or 0.0) < self._share < 1:
             known["step"] = self._of_step() or 0.0
         if self._stage in self._passes:
             steps = list(self._passes[self._stage])
@@ -76,33 +79,40 @@ class TimeLeft:
             known |= {name: left for name, left in (("stage", stage), ("run", run)) if left is not None}
         return known
 
+    def _begins(self, step: str) -> None:
+        self._step, self._begin, self._share, self._before = step, time.monotonic(), 0.0, None
+
+    def _ends(self) -> None:
+        if self._step:
+            kind = _kind(self._stage, self._step)
+            self._seen[kind] = self._seen.get(kind, _Seen()) + self._under_way()
+
     def _of_step(self) -> float | None:
         """Seconds that are left of the step under way."""
         if not self._step:
             return 0.0
-        if not self._share:
-            return self._expected(self._stage, self._step)
-        return self._under_way().seconds / self._share * (1 - self._share)
+        done = self._share - (self._before or 0.0)
+        if done:
+            return self._under_way().seconds / done * (1 - self._share)
+        whole = self._expected(self._stage, self._step)
+        return None if whole is None else whole * (1 - self._share)
 
     def _under_way(self) -> _Seen:
         """What was done of the step under way."""
         passes = self._passes.get(self._stage, {}).get(self._step, 0.0)
-        return _Seen(time.monotonic() - self._begin, self._share * passes, 1)
-
-    def _ends(self) -> None:
-        if self._step:
-            self._seen[_kind(self._step)] = self._seen.get(_kind(self._step), _Seen()) + self._under_way()
+        return _Seen(time.monotonic() - self._begin, (self._share - (self._before or 0.0)) * passes, 1)
 
     def _expected(self, stage: int, step: str) -> float | None:
         """Seconds of a whole step; None if no pace is known."""
         passes = self._passes[stage].get(step, 0.0)
-        own = self._seen.get(_kind(step), _Seen())
+        kind, current = _kind(stage, step), _kind(self._stage, self._step)
+        own = self._seen.get(kind, _Seen())
         if not passes:
             return own.seconds / own.times if own.times else 0.0
         seen = dict(self._seen)
         if self._share:
-            seen[_kind(self._step)] = seen.get(_kind(self._step), _Seen()) + self._under_way()
-        own = seen.get(_kind(step), own)
+            seen[current] = seen.get(current, _Seen()) + self._under_way()
+        own = seen.get(kind, own)
         pace = own if own.passes else sum((each for each in seen.values() if each.passes), _Seen())
         return passes * pace.seconds / pace.passes if pace.passes else None
 
@@ -111,6 +121,6 @@ def _sum(seconds: list[float | None]) -> float | None:
     return None if None in seconds else sum(each or 0.0 for each in seconds)
 
 
-def _kind(step: str) -> str:
-    """What steps at one pace have in common: their first word."""
-    return step.partition(" ")[0]
+def _kind(stage: int, step: str) -> str:
+    """What steps at one pace have in common: their first word; the bases that come first are far larger than others."""
+    return f"{'base ' if stage == 0 and step == 'protect' else ''}{step.partition(' ')[0]}"

@@ -103,7 +103,12 @@ def read_json(path: Path, *required: str) -> dict[str, Any]:
     Raises:
         InputError: missing, unreadable, not JSON, with the place of the fault; no object, or without a required key.
     """
-    content = parse_json(read_text(path), str(path))
+    return json_object(read_text(path), path, *required)
+
+
+def json_object(text: str, path: Path, *required: str) -> dict[str, Any]:
+    """The object that a file's text holds; arguments and errors as for `read_json`."""
+    content = parse_json(text, str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a JSON {type(content).__name__}, but must be an object.")
     missing = [f"{path}: field {key!r} is missing." for key in required if key not in content]

@@ -39,5 +39,5 @@ def fingerprint_model(folders: Sequence[Path]) -> str:
 
 def fingerprint_code() -> dict[str, str]:
     """SHA-256 of each source file of this package that a result may depend on, by its path in the package."""
-    files = _PACKAGE.rglob("*.py")
-    return fingerprint_files((f for f in files if f.relative_to(_PACKAGE).parts[0] not in _NO_RESULT), _PACKAGE)
+    files = [file.relative_to(_PACKAGE) for file in _PACKAGE.rglob("*.py") if not file.name.startswith(".")]
+    return fingerprint_files((_PACKAGE / file for file in files if file.parts[0] not in _NO_RESULT), _PACKAGE)

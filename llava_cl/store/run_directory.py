@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from llava_cl.errors import InputError
 from llava_cl.parsing import read_text
-from llava_cl.store.files import file_hash, json_text, read_json, verify_files, write_json, write_text
+from llava_cl.store.files import file_hash, json_object, json_text, read_json, verify_files, write_json, write_text
 
 FORMAT = 1
 
@@ -207,9 +208,10 @@ class RunDirectory:
         Raises:
             InputError: missing, unreadable, without a required key, or changed since it was written.
         """
-        content = read_json(self.manifest)
+        text = read_text(self.manifest)  # once, as a command may write it anew meanwhile
+        content = json_object(text, self.manifest)
         digest = content.pop("sha256", "")
-        if _seal(read_text(self.manifest).replace(_seal_line(digest), _seal_line(""))) != digest:
+        if _seal(text.replace(_seal_line(digest), _seal_line(""))) != digest:
             raise InputError(
                 f"{self.manifest}: has changed since it was recorded, or is of another version of llava_cl. Restore "
                 "it, or give another --output. To tell it of other paths, run with a configuration that has them."
@@ -279,14 +281,21 @@ class RunDirectory:
     def _lock(self) -> Path:
         return self.path / ".lock"
 
-    def held(self) -> bool:
-        """Whether a process, of any node that shares the file system's locks, works on the run directory."""
+    def holder(self) -> str | None:
+        """Which process, of any node that shares the file system's locks, works on the run directory.
+
+        Returns:
+            What tells it from every other one, "" if there is none, None if nothing can be known.
+        """
         try:
             with self._lock.open() as stream:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:  # held, or there is nothing to be known
-            return True
-        return False
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return stream.read()
+        except OSError:
+            return None
+        return ""
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -297,7 +306,7 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = self._lock.open("w")
+            lock = self._lock.open("a")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); give another --output.") from error
         with lock as stream:
@@ -311,6 +320,9 @@ class RunDirectory:
                 raise InputError(
                     f"{self.path}: cannot be locked ({error.strerror}); give an --output on a file system with locks."
                 ) from error
+            stream.truncate(0)
+            stream.write(secrets.token_hex(8))
+            stream.flush()
             # Of writes that a kill has interrupted; those of a stage are the stage's own affair.
             for leftover in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
                 leftover.unlink()

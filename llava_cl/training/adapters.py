@@ -206,7 +206,6 @@ def combine(folders: Sequence[Path], folder: Path) -> None:
 def replay(
     model: PreTrainedModel,
     folders: Sequence[Path],
-    base: Mapping[str, torch.Tensor] | None = None,
     layers: Collection[str] | None = None,
 ) -> None:
     """Gives a model the weights of its base plus the stored deltas, and the modules trained beside them.
@@ -217,7 +216,6 @@ def replay(
     Args:
         model: changed in place.
         folders: adapter folders in the order of the stages.
-        base: weights of the base by parameter name; those that are not in it are the model's own.
         layers: the layers to change; default all that have an adapter.
 
     Raises:
@@ -236,8 +234,9 @@ def replay(
         for name in sorted({name for file in files for name in file.metadata["layers"]}):
             if layers is None or name in layers:
                 weight = parameters[f"{name}.weight"]
-                start = (base or {}).get(f"{name}.weight", weight).to(weight.device).float()
-                weight.copy_(start.addmm(*_deltas([f for f in files if name in f.metadata["layers"]], name, weight)))
+                weight.copy_(
+                    weight.float().addmm(*_deltas([f for f in files if name in f.metadata["layers"]], name, weight))
+                )
         for file in files:
             if file.metadata["projector"]:
                 for name in _below(file.metadata["projector"], parameters):

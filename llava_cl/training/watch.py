@@ -53,6 +53,7 @@ class TrainingWatch(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._stop.defer()
+        self._progress(state.global_step, state.max_steps)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # Not every transformers 5 does so itself in the epoch in which training is resumed.

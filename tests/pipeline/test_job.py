@@ -43,6 +43,10 @@ def _dtype(folder: Path) -> str:
     return f"model.dtype={read_json(folder / 'run' / 'run.json')['config']['model']['dtype']}"
 
 
+def _zero(stage: int) -> str:
+    return f"distributed.deepspeed={Path(__file__).parents[2] / 'configs' / 'deepspeed' / f'zero{stage}.json'}"
+
+
 def _values(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in (*model.named_parameters(), *model.named_buffers())}
 
@@ -84,6 +88,18 @@ def test_from_stage_to_stage_it_is_as_loaded(run: Path) -> None:
     assert job.loads == 1
 
 
+def test_back_to_the_base_it_is_read_again(run: Path) -> None:
+    fresh = {stages: _values(_job(run, ALONE, _dtype(run)).load_model(stages)) for stages in (0, 1)}
+    for overrides in ((), (_zero(3),)):
+        job = _job(run, ALONE, _dtype(run), *overrides)
+        _same(job.model_after(1), fresh[1])  # keeps nothing, so that what trains is read again
+        _spoil(job.model_to_train(1))
+        _same(job.model_after(0, to_learn=True), fresh[0])
+        _spoil(job.model_to_train(0))
+        _same(job.model_after(1), fresh[1])
+        assert job.loads == 3
+
+
 def test_without_the_weights_of_the_base_it_is_loaded_again(run: Path) -> None:
     fresh = {stages: _values(_job(run, ALONE, _dtype(run)).load_model(stages)) for stages in (1, 2)}
     job = _job(run, ALONE, _dtype(run))
@@ -98,10 +114,6 @@ def _stages_of_a_rank(world: World, folder: Path, *overrides: str) -> tuple[dict
     assert job._base is not None
     kept = set(job._base)
     return _values(job.model_after(2)), kept, job.loads
-
-
-def _zero(stage: int) -> str:
-    return f"distributed.deepspeed={Path(__file__).parents[2] / 'configs' / 'deepspeed' / f'zero{stage}.json'}"
 
 
 @pytest.mark.distributed

@@ -43,6 +43,7 @@ def test_the_time_left_in_a_step_is_told_before_any_stage_is_done(monkeypatch: p
     with LiveDisplay(Console(file=stream, width=100)) as display:
         display.stage_begins(1, "Colour", 3)
         display.event(Event(1, "train", 0, 0))
+        display.event(Event(1, "train", 0, 10))
         display.event(Event(1, "train", 5, 10))
     (line,) = [line for line in stream.getvalue().splitlines() if "5/10" in line]
     assert line.endswith(" left")

@@ -200,7 +200,7 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
     refused = pytest.raises(InputError, match=r"cannot be locked \(No locks available\); give an --output on")
     with refused, RunDirectory(tmp_path, ()).locked():
         pass
-    assert RunDirectory(tmp_path, ()).held(), "nothing is known, so no rank may end for it"
+    assert RunDirectory(tmp_path, ()).holder() is None, "nothing is known, so no rank may end for it"
 
 
 def test_any_byte_of_the_manifest_that_changes_is_noticed(run: RunDirectory) -> None:
