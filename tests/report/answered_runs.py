@@ -12,6 +12,7 @@ from PIL import Image
 from report_runs import commit, write_json
 
 from llava_cl.report.histories import choose, fate
+from llava_cl.store import RunDirectory
 
 Answer = Callable[[int, int, int], str]
 """What the model says after a stage to a question of a task (from 0): (stage, task, question) -> text."""
@@ -52,7 +53,7 @@ def write_answered_run(
         {"name": task, "train": "0.json", "test": f"{number}.json", "images": "images", "scorer": scorer}
         for number, task in enumerate(tasks)
     ]
-    write_json(run / "run.json", manifest(data, entries))
+    RunDirectory(run, ()).record(manifest(data, entries))
     every = range(done + 1)
     texts = [[[answer(stage, t, i) for i in range(questions)] for t in range(len(tasks))] for stage in every]
     points = [

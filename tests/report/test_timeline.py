@@ -16,6 +16,7 @@ from llava_cl.report import load_run, write_report
 from llava_cl.report.histories import MOST_QUESTIONS, PER_TASK, Fate, fate, read_histories
 from llava_cl.report.questions import MOST_BYTES, SIDE, small_picture
 from llava_cl.report.timeline import MOST_CHARACTERS, timeline
+from llava_cl.store import RunDirectory
 
 TASKS = ["Shapes", "Tones", "Sounds"]
 
@@ -141,7 +142,7 @@ def test_classes_are_called_by_their_names(tmp_path: Path) -> None:
         "classes": ["0", "1"],
         "names": {"0": "wren", "1": "owl"},
     }
-    write_json(run / "run.json", manifest(data, [task]))
+    RunDirectory(run, ()).record(manifest(data, [task]))
     folder = run / "stages" / "01-Birds"
     rows = [{"question_id": f"{name}/x.png", "prompt": "", "text": "1"} for name in "01"]
     write_predictions(folder / "predictions" / "Birds.jsonl", rows)
