@@ -246,7 +246,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
     # The recorded configuration is read again, so that options that came since have their defaults.
     recorded = _identity(recorded_config(run.path))
     then = {"identity": recorded, "base": before["base"]["sha256"], "data": before["data"]}
-    then["llava_cl"] = before.get("version", __version__)
+    then["llava_cl"] = before["version"]
     if now != then:
         raise InputError(
             f"{run.path}: holds another run. What differs (- there, + now):\n{_difference(then, now)}\n"

@@ -19,7 +19,7 @@ from llava_cl.pipeline.activations import Size, Step, batch_size, task_size, try
 from llava_cl.pipeline.duration import predict_seconds
 from llava_cl.pipeline.measuring import TIMES, sums_to_measure
 from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
-from llava_cl.training.sums import device_bytes
+from llava_cl.training.sums import device_bytes, host_bytes
 from llava_cl.training.trainer import deepspeed_config, zero_stage
 
 _SPARE = 1.1
@@ -89,7 +89,7 @@ class Shapes:
             beside=sum(p.numel() for p in skeleton.get_submodule(beside.name).parameters()) if beside else 0,
             cache=cache,
             sums=max(device_bytes(sums, place) for sums in planned),
-            host_sums=max(device_bytes(sums, "device") for sums in planned) if place == "host" else 0,
+            host_sums=max(map(host_bytes, planned)) if place == "host" else 0,
         )
 
     def moments(self) -> int:

@@ -13,7 +13,8 @@ import torch
 def full_precision() -> Iterator[None]:
     """Switches TF32, bfloat16 products and autocast off inside, and leaves all settings as they were before.
 
-    Of the old and the new settings of torch, set so that they contradict each other, the new ones are left so.
+    Of the old and the new settings of torch, set so that they contradict each other, the new ones are left so. A new
+    one that followed the setting of all backends keeps its value, and follows no more.
     """
     flags = _flags()
     precisions = [flag.fp32_precision for flag in flags]

@@ -109,6 +109,11 @@ def device_bytes(sums: Sequence[Sum], place: SumsPlace) -> int:
     return max(sum(item.bytes for item in group) for group in passes(sums, place))
 
 
+def host_bytes(sums: Sequence[Sum]) -> int:
+    """Bytes of sums in pinned host memory, of which torch gives out powers of two."""
+    return sum(1 << (item.bytes - 1).bit_length() for item in sums if item.bytes)
+
+
 class DeviceSums:
     """fp32 sums by key, in the device's memory."""
 

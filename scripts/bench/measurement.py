@@ -33,7 +33,7 @@ from llava_cl.store import RunDirectory
 from llava_cl.subspace import Sketch, expand_basis, principal_basis, residual_directions
 from llava_cl.subspace.sketch import sketch_rows
 from llava_cl.training.statistics import without_index
-from llava_cl.training.sums import SumsPlace, device_bytes, passes, planned_sums
+from llava_cl.training.sums import SumsPlace, device_bytes, host_bytes, passes, planned_sums
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "configs/runs/playground_ucit_keeplora.yaml"
@@ -73,7 +73,7 @@ def seven_billion(ranks: int, bound: float) -> list[dict[str, Any]]:
                 "matrices": len(targets),
                 "passes": groups,
                 "device_gb": (device_bytes(planned, place) + drawn) / 1e9,
-                "host_gb": (total if place == "host" else total / ranks if groups > 1 else 0) / 1e9,
+                "host_gb": (host_bytes(planned) if place == "host" else total / ranks if groups > 1 else 0) / 1e9,
                 "sent_gb": total * (ranks - 1) / ranks / 1e9,
             }
         )
