@@ -116,7 +116,7 @@ def test_a_model_loaded_afterwards_is_whole(shared_out: list[Trained]) -> None:
 
 
 def test_progress_is_reported_on_every_step(shared_out: list[Trained]) -> None:
-    assert all(result.progress == [(step, 6) for step in range(1, 7)] for result in shared_out)
+    assert all(result.progress == [(step, 6) for step in range(7)] for result in shared_out)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_resumed_training_is_the_undisturbed_one(
     assert mark["facts"] == {"ranks": size, "zero": zero or 0}
     again = dataclasses.replace(killed, die_at=None)
     # The second time all steps are done, as after a kill before the adapter was stored.
-    for steps in ([(5, 6), (6, 6)], []):
+    for steps in ([(4, 6), (5, 6), (6, 6)], [(6, 6)]):
         for result, expected in zip(_run(size, again), undisturbed(size, zero), strict=True):
             assert result.progress == steps
             _assert_equal(result, expected)
@@ -194,7 +194,7 @@ def test_resumed_training_draws_the_same_dropout(job: Job, alone: Trained, size:
         _run(size, killed)
     resumed = _run(size, dataclasses.replace(killed, die_at=None))
     for result, expected in zip(resumed, _run(size, undisturbed), strict=True):
-        assert result.progress == [(5, 6), (6, 6)]
+        assert result.progress == [(4, 6), (5, 6), (6, 6)]
         _assert_equal(result, expected)
         assert result.rows[0]["loss"] != pytest.approx(alone.rows[0]["loss"], rel=1e-4), "dropout was not on"
 
@@ -206,7 +206,7 @@ def test_a_half_written_resume_point_gives_way_to_the_one_before(job: Job, alone
     (killed.scratch / "checkpoint-4" / "complete.json").unlink()
     (killed.scratch / "checkpoint-4" / "optimizer.pt").write_bytes(b"half")
     resumed = _run(1, dataclasses.replace(killed, die_at=None))[0]
-    assert resumed.progress == [(4, 6), (5, 6), (6, 6)]
+    assert resumed.progress == [(3, 6), (4, 6), (5, 6), (6, 6)]
     _assert_equal(resumed, alone)
 
 
@@ -216,7 +216,7 @@ def test_another_number_of_ranks_starts_again(job: Job, alone: Trained) -> None:
     with pytest.raises(RankFailed, match="died"):
         _run(2, killed)
     restarted = _run(1, dataclasses.replace(killed, die_at=None))[0]
-    assert restarted.progress[0] == (1, 6)
+    assert restarted.progress[0] == (0, 6)
     _assert_equal(restarted, alone, bound=1e-5)
     marks = [json.loads(file.read_text())["facts"] for file in killed.scratch.glob("checkpoint-*/complete.json")]
     assert marks == [{"ranks": 1, "zero": 2}] * len(marks)
@@ -231,7 +231,7 @@ def test_a_damaged_resume_point_gives_way_to_the_one_before(job: Job, alone: Tra
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     resumed = _run(1, dataclasses.replace(killed, die_at=None))[0]
-    assert resumed.progress == [(4, 6), (5, 6), (6, 6)]
+    assert resumed.progress == [(3, 6), (4, 6), (5, 6), (6, 6)]
     _assert_equal(resumed, alone)
 
 
@@ -251,7 +251,7 @@ def test_training_that_is_asked_to_stop_goes_on_from_that_step(
         assert result.progress[-1] == (step, 6)
     again = _run(size, dataclasses.replace(asked, stop_at=None))
     for result, expected in zip(again, undisturbed(size, zero), strict=True):
-        assert result.progress == [(number, 6) for number in range(step + 1, 7)]
+        assert result.progress == [(number, 6) for number in range(step, 7)]
         _assert_equal(result, expected)
 
 
