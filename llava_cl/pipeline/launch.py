@@ -135,7 +135,7 @@ def torchrun(ranks: int) -> list[str]:
 
 def environment(ranks: int) -> dict[str, str]:
     """The ranks' environment: threads shared out on a CPU, no network."""
-    values = {**os.environ, _RUN_PID: str(os.getpid())}
+    values = dict(os.environ)
     values.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     values.setdefault("HF_HUB_OFFLINE", "1")
     values.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -180,7 +180,8 @@ def run_job(
             command(run, stage, ranks=ranks, hostfile=hostfile, tasks=tasks),
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env=environment(ranks),
+            # Ranks that a remote shell starts are not below this process, even on its own node.
+            env=environment(ranks) | ({_RUN_PID: str(os.getpid())} if hostfile is None else {}),
             preexec_fn=die_with_parent,
             # Ctrl-C is for the command alone, which passes it on.
             start_new_session=True,
