@@ -10,6 +10,7 @@ import torch
 from llava_cl.config import AnyTask, RunConfig, TaskConfig
 from llava_cl.methods import Methods
 from llava_cl.pipeline.activations import Step, TaskSize, batch_size, try_batch
+from llava_cl.pipeline.measuring import TIMES, measured_statistics
 from llava_cl.pipeline.samples import Samples
 from llava_cl.pipeline.task_data import evaluation_files, read_questions
 
@@ -30,7 +31,7 @@ def predict_seconds(
     stages, seconds = config.benchmark.tasks, dict[Step, float]()
     middle = sorted(size.middle for size in sizes)[len(sizes) // 2]
     methods = Methods(config.method)
-    passes = sum(bool(methods.wanted(when) - {"adapter"}) for when in ("before", "after"))
+    passes = sum(bool(measured_statistics(methods, when)) for when in TIMES)
     questions = sum(_questions(config, task) for task in config.benchmark.evaluated)
     work: dict[Step, float] = {
         "measure": passes * config.measurement.ratio * sum(count or 0 for count in counts),

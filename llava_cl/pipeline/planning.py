@@ -119,10 +119,9 @@ def training_bytes(config: RunConfig, shapes: Shapes, ranks: int, device: torch.
     }
 
 
-def least_memory(config: RunConfig, ranks: int) -> int:
+def least_memory(config: RunConfig, shapes: Shapes, ranks: int) -> int:
     """Bytes that a rank surely needs: the larger of measuring and training, without activations."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shapes = Shapes.of(config, samples_of(config))
     trained = sum(training_bytes(config, shapes, ranks, device).values())
     return shapes.weights + max(shapes.sums, trained)
 

@@ -106,10 +106,11 @@ def check_memory(config: RunConfig, ranks: int) -> None:
     Raises:
         InputError: too little memory.
     """
-    problems = host_memory_problems(Shapes.of(config, samples_of(config)), ranks)
+    shapes = Shapes.of(config, samples_of(config))
+    problems = host_memory_problems(shapes, ranks)
     if problems:
         raise InputError(*problems)
-    need = least_memory(config, ranks)
+    need = least_memory(config, shapes, ranks)
     if torch.cuda.is_available():
         have = min(torch.cuda.mem_get_info(device)[1] for device in range(torch.cuda.device_count()))
         where = "a GPU"

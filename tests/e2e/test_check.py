@@ -16,8 +16,9 @@ from llava_cl.cli import app
 from llava_cl.config import load_config
 from llava_cl.errors import InputError
 from llava_cl.pipeline.orchestrator import Launch, execute
-from llava_cl.pipeline.planning import least_memory
+from llava_cl.pipeline.planning import Shapes, least_memory
 from llava_cl.pipeline.preflight import check_memory
+from llava_cl.pipeline.samples import samples_of
 from llava_cl.pipeline.stage import stage_runner
 from runs import Silent, run_here, tiny_config, write_config
 
@@ -76,11 +77,12 @@ def test_too_little_memory_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch
     weights = sum(parameter.numel() for parameter in model.parameters())
     # A is frozen: gate and up read 24 features, down 40; B of rank 4 writes them. Each number with its gradient and two
     # moments; the projector's weights are there a second time.
+    shapes = Shapes.of(config, samples_of(config))
     frozen = 2 * 4 * (4 * 24 + 2 * 24 + 40)
     trained = 2 * 4 * (4 * 24 + 2 * 40 + 24) + (16 * 24 + 24) + (24 * 24 + 24)
-    assert least_memory(config, 1) == 4 * weights + max(sums, 4 * frozen + 16 * trained)
+    assert least_memory(config, shapes, 1) == 4 * weights + max(sums, 4 * frozen + 16 * trained)
     memory = psutil.virtual_memory()
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=2 * least_memory(config, 2)))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=2 * least_memory(config, shapes, 2)))
     check_memory(config, 2)
     with pytest.raises(InputError, match="of 3 ranks on this machine has"):
         check_memory(config, 3)

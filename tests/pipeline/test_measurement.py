@@ -8,8 +8,9 @@ import pytest
 
 import tiny
 from llava_cl.errors import InputError
-from llava_cl.pipeline.planning import least_memory
+from llava_cl.pipeline.planning import Shapes, least_memory
 from llava_cl.pipeline.preflight import check_plan, check_setup
+from llava_cl.pipeline.samples import samples_of
 from llava_cl.store import load_tensors
 from runs import result_hashes, run_here, tiny_config
 
@@ -70,7 +71,6 @@ def test_a_bound_lowers_the_memory_that_a_run_needs(folder: Path) -> None:
     content = {**tiny.run_content(folder), "lora": {"rank": 1, "alpha": 1}}
     content["training"]["projector_learning_rate"] = None
     sums = 4 * 2 * (4 * 24 * 24 + 3 * 24 * 40)  # two blocks, by hand
-    whole, bounded = (
-        least_memory(tiny_config(folder, content, f"measurement.sums={sums}"), 1) for sums in ("device", 2e-5)
-    )
+    configs = (tiny_config(folder, content, f"measurement.sums={sums}") for sums in ("device", 2e-5))
+    whole, bounded = (least_memory(config, Shapes.of(config, samples_of(config)), 1) for config in configs)
     assert whole - bounded >= sums - 20_000
