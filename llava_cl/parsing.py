@@ -23,6 +23,18 @@ MAX_YAML_VALUES = 100_000
 SURROGATE = re.compile("[\ud800-\udfff]")
 """Halves of pairs, which JSON and YAML can name but no UTF-8 file can hold."""
 
+_FOREIGN = tuple(
+    (re.compile(pattern, re.DOTALL | re.IGNORECASE), what)
+    for pattern, what in (
+        (rb"version https://git-lfs", "is a pointer of Git LFS in place of the file: fetch it with 'git lfs pull'"),
+        (rb"\s*(<!doctype html|<html)", "is a web page in place of the file: download it again"),
+        (rb"\x1f\x8b|BZh\d|\xfd7zXZ\0|\(\xb5/\xfd|PK\x03\x04|7z\xbc\xaf|Rar!|.{257}ustar", "is packed: unpack it"),
+        (rb"PAR1|ARROW1", "is a Parquet or Arrow table: write its rows as JSON"),
+        (rb"\xff\xfe|\xfe\xff", "is UTF-16: save it as UTF-8"),
+    )
+)
+"""How files begin that are often given in place of others, and what is then said."""
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 120
 _SHORT.maxlong = 40
@@ -31,6 +43,11 @@ _SHORT.maxlong = 40
 def shown(value: Any) -> str:
     """`repr` of a value for a message, cut short."""
     return _SHORT.repr(value)
+
+
+def foreign(start: bytes) -> str | None:
+    """What a file is, and what to do, where it begins like one that is often in another's place; 512 bytes do."""
+    return next((what for pattern, what in _FOREIGN if pattern.match(start)), None)
 
 
 def read_text(path: Path, advice: str = "", limit: int | None = None) -> str:
@@ -42,7 +59,7 @@ def read_text(path: Path, advice: str = "", limit: int | None = None) -> str:
         limit: most bytes.
 
     Raises:
-        InputError: missing, unreadable, longer than the limit or not UTF-8.
+        InputError: missing, unreadable, longer than the limit, not UTF-8 or another kind of file (see `foreign`).
     """
     try:
         with path.open("rb") as stream:
@@ -53,6 +70,8 @@ def read_text(path: Path, advice: str = "", limit: int | None = None) -> str:
         raise InputError(f"{name}: cannot be read ({reason}){': ' if advice else ''}{advice}.") from error
     if limit is not None and len(content) > limit:
         raise InputError(f"{path}: is larger than {limit:,} bytes; this is no file of settings.")
+    if what := foreign(content[:512]):
+        raise InputError(f"{path}: {what}.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
