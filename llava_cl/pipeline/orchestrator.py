@@ -6,7 +6,6 @@ What is complete is read from the run directory alone, so a run can be killed at
 from __future__ import annotations
 
 import datetime
-import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llava_cl import __version__
-from llava_cl.config import DistributedConfig, RunConfig
+from llava_cl.config import RunConfig
 from llava_cl.errors import InputError
 from llava_cl.methods import Methods
 from llava_cl.models import family
@@ -30,7 +29,7 @@ from llava_cl.pipeline.scoring import answers_step, score_predictions
 from llava_cl.pipeline.task_data import fingerprint_data
 from llava_cl.stopping import Stopped, raising
 from llava_cl.store import RunDirectory
-from llava_cl.store.fingerprint import fingerprint_code, fingerprint_model
+from llava_cl.store.fingerprint import changed_code, fingerprint_code, fingerprint_model
 from llava_cl.store.resume_points import resume_steps
 from llava_cl.store.run_directory import FORMAT
 from llava_cl.training.sums import MEAN_INPUT
@@ -123,7 +122,7 @@ def execute(
             if run_stage is not None:
                 run_stage(run, stage)
             else:
-                _run_job(run, stage, launch, ranks, watcher, config.distributed)
+                _run_job(run, stage, launch, ranks, watcher, config)
             metrics = write_results(config, run)
             after_stage(run)
             watcher.stage_ends(stage, metrics)
@@ -174,7 +173,7 @@ def evaluate(
             todo = [own.name for own in there if not directory.step_done(answers_step(own.name))]
             if todo:
                 watcher.stage_begins(stage, directory.task, max(chosen))
-                _run_job(run, stage, launch, ranks, watcher, config.distributed, tasks=todo)
+                _run_job(run, stage, launch, ranks, watcher, config, tasks=todo)
             results[stage] = {own.name: score_predictions(config, directory, own) for own in there}
     return results
 
@@ -185,13 +184,13 @@ def _run_job(
     launch: Launch,
     ranks: int,
     watcher: Watcher,
-    distributed: DistributedConfig,
+    config: RunConfig,
     *,
     tasks: Sequence[str] = (),
 ) -> None:
     """Runs a stage's job, or the evaluation of `tasks` alone, and passes its progress on to the watcher."""
     # The ranks load the code afresh.
-    _refuse_changed_code(run, _changed_code(run.recorded("code")["code"], fingerprint_code()))
+    _refuse_changed_code(run, changed_code(run.recorded("code")["code"], fingerprint_code(config)))
     reader = ProgressReader(progress_file(run.path))
 
     def poll() -> None:
@@ -199,7 +198,15 @@ def _run_job(
             watcher.event(event)
 
     try:
-        run_job(run.path, stage, ranks=ranks, hostfile=launch.hostfile, distributed=distributed, poll=poll, tasks=tasks)
+        run_job(
+            run.path,
+            stage,
+            ranks=ranks,
+            hostfile=launch.hostfile,
+            distributed=config.distributed,
+            poll=poll,
+            tasks=tasks,
+        )
     except Stopped as stopped:
         steps = resume_steps(run.stage(stage).checkpoints)
         kept = f"; kept: every complete step{f', and training up to step {steps[-1]}' if steps else ''}"
@@ -213,7 +220,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
         "base": {"path": str(config.model.path), "sha256": fingerprint_model(family(config.model).folders())},
         "data": fingerprint_data(config),
     }
-    code = _loaded_code()
+    code = fingerprint_code(config)
     if not (run.begun and run.manifest.is_file()):
         check_disk(config, run.path)
         found = check_records(
@@ -253,7 +260,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
             "Give another --output, or run it as it was."
         )
     changes = before.get("code_changes", [])
-    changed = _changed_code(before["code"], code)
+    changed = changed_code(before["code"], code)
     if changed:
         if not accept_code:
             _refuse_changed_code(run, changed)
@@ -267,16 +274,6 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
     # Places may have changed, and the jobs read the configuration from here.
     now_there = {"config": config.model_dump(mode="json"), "ranks": ranks, "environment": environment, "code": code}
     run.record({**before, **fingerprints, **now_there, **({"code_changes": changes} if changes else {})})
-
-
-@functools.cache
-def _loaded_code() -> dict[str, str]:
-    """The code of this process: what is on the disk when it is first asked for."""
-    return fingerprint_code()
-
-
-def _changed_code(then: dict[str, str], now: dict[str, str]) -> list[str]:
-    return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
 
 
 def _refuse_changed_code(run: RunDirectory, changed: Sequence[str]) -> None:

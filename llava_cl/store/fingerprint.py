@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from llava_cl.config import ClassTaskConfig, RunConfig
 from llava_cl.errors import InputError
 from llava_cl.store.files import file_hash
 
 _PACKAGE = Path(__file__).parents[1]
-_NO_RESULT = ("cli.py", "report")
-"""Parts of the package that read results or print them; what computes them does not import these."""
+_STARTED = ("pipeline/worker.py", "pipeline/orchestrator.py")
+"""What a run begins with: the ranks, and the command that starts them and puts results together."""
+_CAPTIONS = "evaluation/captions.py"
 _MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".bin"}
 
 
@@ -37,7 +40,49 @@ def fingerprint_model(folders: Sequence[Path]) -> str:
     return hashlib.sha256(repr(hashes).encode()).hexdigest()
 
 
-def fingerprint_code() -> dict[str, str]:
-    """SHA-256 of each source file of this package that a result may depend on, by its path in the package."""
-    files = [file.relative_to(_PACKAGE) for file in _PACKAGE.rglob("*.py") if not file.name.startswith(".")]
-    return fingerprint_files((_PACKAGE / file for file in files if file.parts[0] not in _NO_RESULT), _PACKAGE)
+def fingerprint_code(config: RunConfig) -> dict[str, str]:
+    """SHA-256 of each source file of this package that a run's results may come from, by its path in the package.
+
+    That is what the ranks and their command import, at the top of files. Imports inside functions are choices: of
+    those the files are taken that the configuration names, its method, its family and its kind of tasks, each with what
+    it imports; a method or family without a file of its name counts with its whole folder. The caption metrics count
+    where a task has captions. What only shows (`report/`, `cli.py`) is imported by none of them.
+    """
+    classes = isinstance(config.benchmark.tasks[0], ClassTaskConfig)
+    chosen = [f"pipeline/{'image_classes' if classes else 'conversations'}.py"]
+    for folder, name in (("methods", config.method.name), ("models", config.model.family)):
+        file = f"{folder}/{name}.py"
+        all_of = (str(other.relative_to(_PACKAGE)) for other in (_PACKAGE / folder).glob("*.py"))
+        chosen += [file] if (_PACKAGE / file).is_file() else all_of
+    unused = set() if any(task.scorer.startswith("caption") for task in config.benchmark.evaluated) else {_CAPTIONS}
+    found: set[str] = set()
+    waiting = {*_STARTED, *chosen}
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        waiting |= {*_imported(_PACKAGE / name), *(str(above / "__init__.py") for above in Path(name).parents)}
+        waiting -= found | unused
+    return fingerprint_files((_PACKAGE / name for name in found), _PACKAGE)
+
+
+def changed_code(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Files that are used now and were others then; one that is used no more was imported by a file that changed."""
+    return sorted(name for name in now if then.get(name) != now[name])
+
+
+def _imported(file: Path) -> Iterator[str]:
+    """The modules of this package that a file imports outside functions, as paths in the package."""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (SyntaxError, ValueError):  # it is being edited, so its own hash tells that it has changed
+        return
+    for node in body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            package, *parts = name.split(".")
+            place = Path(*parts)
+            if package == _PACKAGE.name:
+                there = (str(place / "__init__.py"), f"{place}.py")
+                yield from (module for module in there if (_PACKAGE / module).is_file())

@@ -202,9 +202,9 @@ def test_changed_code_is_refused_or_accepted_and_kept(folder: Path, undisturbed:
     output, watcher = tmp_path / "run", Silent()
     shutil.copytree(undisturbed, output)
     shutil.rmtree(output / "stages" / "02-Tone")
-    _other_code(output, "training/trainer.py", "gone.py")
+    _other_code(output, "training/trainer.py", "data/chat.py", "methods/olora.py")
     config = tiny_config(folder, tiny.run_content(folder))
-    with pytest.raises(InputError, match=r"llava_cl has changed since, in gone\.py, training/trainer\.py\. Put"):
+    with pytest.raises(InputError, match=r"llava_cl has changed since, in data/chat\.py, training/trainer\.py\. Put"):
         run_here(config, output)
     assert "code_changes" not in read_json(output / "run.json")
     launch = Launch(output, accept_code=True)
@@ -212,7 +212,7 @@ def test_changed_code_is_refused_or_accepted_and_kept(folder: Path, undisturbed:
     assert watcher.begun == [2]
     assert "goes on with other code of llava_cl" in watcher.notes[0]
     kept = read_json(output / "run.json")["code_changes"]
-    assert [change["files"] for change in kept] == [["gone.py", "training/trainer.py"]]
+    assert [change["files"] for change in kept] == [["data/chat.py", "training/trainer.py"]]
     run_here(config, output)
     assert read_json(output / "run.json")["code_changes"] == kept
 
@@ -225,8 +225,8 @@ def test_code_that_changes_while_a_run_goes_on_ends_it(
 
     def run_job(path: Path, stage: int, **_: object) -> None:
         stage_runner(config)(RunDirectory(path, [task.name for task in config.benchmark.tasks]), stage)
-        code = {**fingerprint_code(), "data/chat.py": "0"}
-        monkeypatch.setattr("llava_cl.pipeline.orchestrator.fingerprint_code", lambda: code)
+        code = {**fingerprint_code(config), "data/chat.py": "0"}
+        monkeypatch.setattr("llava_cl.pipeline.orchestrator.fingerprint_code", lambda config: code)
 
     monkeypatch.setattr("llava_cl.pipeline.orchestrator.run_job", run_job)
     with pytest.raises(InputError, match=r"has changed since, in data/chat\.py\."):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import llava_cl
+from llava_cl.config import RunConfig
 from llava_cl.errors import InputError
-from llava_cl.store.fingerprint import fingerprint_code, fingerprint_files, fingerprint_model
+from llava_cl.methods import known_methods
+from llava_cl.models.contract import _families
+from llava_cl.store.fingerprint import changed_code, fingerprint_code, fingerprint_files, fingerprint_model
 
 
 @pytest.fixture
@@ -67,13 +72,83 @@ def test_every_change_of_a_model_shows(checkpoint: Path, change: str) -> None:
     assert fingerprint_model([checkpoint]) != before
 
 
-def test_the_code_that_results_depend_on_is_hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    code = fingerprint_code()
-    assert {"__init__.py", "pipeline/steps.py", "methods/keeplora.py", "evaluation/scorers/__init__.py"} <= code.keys()
-    assert not [name for name in code if name.startswith(("report/", "cli"))]
+def _config(family: str = "llava", method: str = "keeplora", **task: Any) -> RunConfig:
+    paths = {"name": "a", "train": "train", "test": "test"}
+    content = {
+        "name": "run",
+        "data_root": "data",
+        "benchmark": {"name": "b", "tasks": [{**paths, "images": "i", "scorer": "exact", **task}]},
+        "model": {"family": family, "path": "model"},
+        "method": {"name": method},
+        "lora": {"rank": 1, "alpha": 1.0},
+        "training": {"learning_rate": 1.0, "global_batch": 1, "micro_batch": 1},
+    }
+    if family != "llava":
+        content["benchmark"]["tasks"] = [{**paths, "classes": ["x", "y"]}]
+    return RunConfig.model_validate(content)
+
+
+def test_the_code_that_a_run_uses_is_hashed_and_no_other() -> None:
+    code = fingerprint_code(_config())
+    package = Path(llava_cl.__file__).parent
+    everything = {str(file.relative_to(package)) for file in package.rglob("*.py")}
+    shows = {name for name in everything if name.startswith(("report/", "cli.py"))}
+    beside = {f"pipeline/{name}.py" for name in ("dry_run", "export", "hub", "image_classes", "model_card")}
+    others = {f"methods/{name}.py" for name in known_methods()} - {"methods/keeplora.py"}
+    others |= {f"models/{name}.py" for name in ("classes", "clip", "smolvlm", "vit", "vit_timm")}
+    assert everything - code.keys() == {*shows, *beside, *others, "evaluation/captions.py"}
+    assert code["methods/keeplora.py"] == hashlib.sha256((package / "methods/keeplora.py").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "less"),
+    [
+        ({"method": "olora"}, {"methods/olora.py"}, {"methods/keeplora.py"}),
+        ({"scorer": "caption"}, {"evaluation/captions.py"}, set()),
+        ({"scorer": "caption_overlap"}, {"evaluation/captions.py"}, set()),
+        ({"family": "smolvlm"}, {"models/smolvlm.py", "models/generation.py"}, {"models/llava.py"}),
+        ({"family": "vit"}, {"models/vit.py", "models/vit_timm.py", "pipeline/image_classes.py"}, {"models/llava.py"}),
+        ({"method": "mine"}, {"methods/olora.py", "methods/inflora.py"}, set()),
+    ],
+)
+def test_a_configuration_chooses_its_code(change: dict[str, Any], more: set[str], less: set[str]) -> None:
+    usual, other = fingerprint_code(_config()), fingerprint_code(_config(**change))
+    assert more <= other.keys()
+    assert not less & other.keys()
+    assert less <= usual.keys()
+
+
+def test_every_choice_of_code_is_a_choice_of_the_configuration() -> None:
+    """An import inside a function anywhere else would be left out of the fingerprint without a word."""
+    package = Path(llava_cl.__file__).parent
+    inside = set()
+    for name in {**fingerprint_code(_config()), **fingerprint_code(_config("vit", "olora", scorer="caption"))}:
+        tree = ast.parse((package / name).read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Try | ast.With):
+                imports = [own for own in ast.walk(node) if isinstance(own, ast.Import | ast.ImportFrom)]
+                inside |= {name for own in imports if "llava_cl" in ast.unparse(own)}
+    assert inside == {"methods/contract.py", "models/contract.py", "pipeline/samples.py"}
+    assert {f"methods/{name}.py" for name in known_methods()} <= {
+        str(file.relative_to(package)) for file in package.glob("methods/*.py")
+    }
+    assert {file.stem for file in package.glob("models/*.py")} >= _families().keys()
+
+
+def test_code_that_changes_shows_where_it_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = fingerprint_code(_config())
     package = tmp_path / "llava_cl"
     shutil.copytree(Path(llava_cl.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr("llava_cl.store.fingerprint._PACKAGE", package)
-    assert fingerprint_code() == code
-    (package / "subspace" / "bases.py").write_text("")
-    assert {name for name, digest in fingerprint_code().items() if digest != code[name]} == {"subspace/bases.py"}
+    assert changed_code(code, fingerprint_code(_config())) == []
+    for name in ("methods/olora.py", "models/clip.py", "report/page.py", "cli.py", "evaluation/captions.py"):
+        (package / name).write_text("changed = True")
+    assert changed_code(code, fingerprint_code(_config())) == []
+    (package / "subspace" / "bases.py").write_text("half a line(")
+    (package / "store" / "more.py").write_text("")
+    init = package / "data" / "__init__.py"
+    init.write_text("import llava_cl.store.more\n" + init.read_text())
+    changed = ["data/__init__.py", "store/more.py", "subspace/bases.py"]
+    assert changed_code(code, fingerprint_code(_config())) == changed
+    with_olora = fingerprint_code(_config(method="olora"))
+    assert with_olora["methods/olora.py"] == hashlib.sha256(b"changed = True").hexdigest()
