@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import TaskID
 
-from llava_cl.errors import LlavaClError
+from llava_cl.errors import InputError, LlavaClError
 from llava_cl.stopping import Stopped
+from llava_cl.terminal import Terminal, prepare_streams, say
 
 if TYPE_CHECKING:
     from llava_cl.store import RunDirectory
@@ -65,11 +65,11 @@ def run(
 
     resolved = load_config(config, overrides or ())
     launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, until, redo, accept_code)
-    console = Console()
+    console = Terminal()
     if dry_run:
         from llava_cl.pipeline.dry_run import describe
 
-        console.print_json(json.dumps(describe(resolved, launch)))
+        console.print_json(json.dumps(describe(resolved, launch)), ensure_ascii=True)
         return
     with (
         LiveDisplay(console) as display,
@@ -83,7 +83,7 @@ def run(
 
         metrics = execute(resolved, launch, Watchers(display, page, tracking), after_stage=after_stage)
         display.finished(metrics)
-    console.print(f"report: {launch.output / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
+    say(console, f"report: {launch.output / 'report' / 'index.html'}")
 
 
 @app.command()
@@ -93,7 +93,7 @@ def check(
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node that the run will have.")] = None,
 ) -> None:
     """Check configuration, model, data, disk and memory for a run before anything is spent."""
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TextColumn
 
     from llava_cl.config import load_config
     from llava_cl.pipeline.data_checks import check_records
@@ -104,12 +104,13 @@ def check(
 
     resolved = load_config(config, overrides or ())
     ranks = ranks_per_node(resolved.distributed.ranks, nproc)
-    console = Console()
+    console = Terminal()
     console.print(data_tree(resolved.data_root, [*data_files(resolved), *image_folders(resolved)]))
     check_setup(resolved, ranks)
     check_disk(resolved, Path("runs") / resolved.name)
     check_memory(resolved, ranks)
-    with Progress(console=console, transient=True) as progress:
+    columns = TextColumn("{task.description}", markup=False), BarColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
         bars: dict[str, TaskID] = {}
 
         def show(task: str, done: int, total: int) -> None:
@@ -122,8 +123,8 @@ def check(
     console.print(data_table(found))
     for data in found:
         for note in data.unexpected():
-            console.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True)
-    console.print("all good", style="green")
+            say(console, f"note: {note}", "yellow")
+    say(console, "all good", "green")
 
 
 @app.command(name="eval")
@@ -151,13 +152,13 @@ def evaluate(
     else:
         resolved = load_config(config, overrides or ())
     launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, accept_code=accept_code)
-    with LiveDisplay(Console(stderr=True)) as display:
+    with LiveDisplay(Terminal(stderr=True)) as display:
         stages = None if stage is None else [stage]
         results = evaluate_run(resolved, launch, display, stages=stages, task=task)
     if as_json:
-        typer.echo(json.dumps(results))
+        say(Terminal(), json.dumps(results))
     else:
-        Console().print(scores_table(results))
+        Terminal().print(scores_table(results))
 
 
 @app.command()
@@ -174,7 +175,6 @@ def score(
 ) -> None:
     """Score recorded predictions of one task, without a model."""
     from llava_cl.config import load_benchmark, shipped_benchmarks
-    from llava_cl.errors import InputError
     from llava_cl.pipeline.scoring import score_files
 
     stream = load_benchmark(shipped_benchmarks().get(benchmark, Path(benchmark)))
@@ -183,10 +183,10 @@ def score(
         raise InputError(f"--task {task}: {stream.name} has {', '.join(tasks)}.")
     result = score_files(tasks[task], questions, answers, references, scorer)
     if as_json:
-        typer.echo(json.dumps(result))
+        say(Terminal(), json.dumps(result))
         return
     strict = "" if result["strict_score"] is None else f" (strict {result['strict_score']:.2f})"
-    Console().print(f"{task}: {result['score']:.2f}{strict} percent of {result['items']} items", highlight=False)
+    say(Terminal(), f"{task}: {result['score']:.2f}{strict} percent of {result['items']} items")
 
 
 @app.command()
@@ -212,9 +212,9 @@ def export(
     if push_to is not None:
         check_push(push_to)
     write(run_dir, stage, to, layout)
-    Console().print(str(to), highlight=False, soft_wrap=True)
+    say(Terminal(), str(to))
     if push_to is not None:
-        Console().print(push(to, push_to), highlight=False, soft_wrap=True)
+        say(Terminal(), push(to, push_to))
 
 
 @app.command()
@@ -233,7 +233,7 @@ def report(
     if export:
         files += [file for run_dir in run_dirs for file in export_run(run_dir)]
     for file in files:
-        Console().print(str(file), highlight=False, soft_wrap=True)
+        say(Terminal(), str(file))
 
 
 @app.command()
@@ -253,19 +253,19 @@ def doctor(
 
     resolved = load_config(config, overrides or ()) if config else None
 
-    console, broken = Console(), False
+    console, broken = Terminal(), False
     styles = {"ok": "green", "note": "yellow", "problem": "red"}
     for finding in diagnose(nproc or torch.cuda.device_count() or 2):
         broken |= finding.state == "problem"
         console.print(f"{finding.state:<8}", style=styles[finding.state], end="")
-        console.print(f"{finding.subject}: {finding.detail}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{finding.subject}: {finding.detail}")
     if resolved is not None:
         ranks = nproc or ranks_per_node(resolved.distributed.ranks)
         needs = Needs.of(resolved, ranks, ranks)
         for table in needs_tables(needs):
             console.print(table)
         for problem in needs.problems:
-            console.print(f"problem {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"problem {problem}", "red")
         broken |= bool(needs.problems)
     raise typer.Exit(int(broken))
 
@@ -278,7 +278,7 @@ def benchmarks() -> None:
     for name, file in shipped_benchmarks().items():
         stream = load_benchmark(file)
         tasks = ", ".join(task.name for task in stream.tasks)
-        Console().print(f"{name}: {stream.description} {tasks}", highlight=False, soft_wrap=True)
+        say(Terminal(), f"{name}: {stream.description} {tasks}")
 
 
 @app.command()
@@ -287,7 +287,7 @@ def methods() -> None:
     from llava_cl.methods import known_methods
 
     for name, description in known_methods().items():
-        Console().print(f"{name}: {description}", highlight=False)
+        say(Terminal(), f"{name}: {description}" if description else name)
 
 
 def main() -> None:
@@ -295,25 +295,25 @@ def main() -> None:
 
     1 = failed, 2 = wrong input, 130 and 143 = stopped by SIGINT and SIGTERM.
     """
+    prepare_streams()
     try:
         app()
     except Stopped as stopped:
-        message = f"{stopped}. The same command goes on from there."
-        Console(stderr=True).print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(Terminal(stderr=True), f"{stopped}. The same command goes on from there.", "yellow")
         sys.exit(stopped.exit_code)
     except LlavaClError as error:
-        _tell(error)
+        say(Terminal(stderr=True), f"error: {error}", "red")
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno in _DISK:
+            place = error.filename or "the output"
+            told = LlavaClError(f"{place}: cannot be written ({error.strerror}); make room, then run it again.")
+        elif error.filename is not None:
+            told = InputError(f"{error.filename}: cannot be used ({error.strerror}).")
+        else:
             raise
-        _tell(f"{error.filename or 'the output'}: cannot be written ({error.strerror}); make room, then run it again.")
-        sys.exit(LlavaClError.exit_code)
-
-
-def _tell(error: LlavaClError | str) -> None:
-    message = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in f"error: {error}")
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+        say(Terminal(stderr=True), f"error: {told}", "red")
+        sys.exit(told.exit_code)
 
 
 if __name__ == "__main__":

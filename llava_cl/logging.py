@@ -9,11 +9,18 @@ import sys
 import torch
 from transformers.utils import logging as transformers_logging
 
+from llava_cl.terminal import printable
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
 
 def setup_logging(*, rank: int = 0, level: int = logging.INFO) -> None:
     """Configures the root logger to write to standard error; ranks above 0 only warn."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(f"%(asctime)s r{rank} %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Plain(f"%(asctime)s r{rank} %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level if rank == 0 else max(level, logging.WARNING))

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from llava_cl.errors import InputError, LlavaClError, RunError
 from llava_cl.store import read_json, write_json
+from llava_cl.terminal import printable
 
 _TORCH = Path(torch.__file__).parent
 _PACKAGE = Path(__file__).parents[1]
@@ -53,7 +54,7 @@ def report_failure(run: Path, rank: int, error: Exception) -> None:
         rank,
         frames,
         explained=explained,
-        message=message,
+        message=printable(message),
         exit_code=error.exit_code if isinstance(error, LlavaClError) else 1,
         waiting=waited and _waits(frames),
     )

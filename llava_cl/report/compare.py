@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from llava_cl.errors import InputError
@@ -14,7 +13,7 @@ from llava_cl.report.heatmap import colour_top, heat_cells, heat_row, heat_table
 from llava_cl.report.load import RunRecord, load_run
 from llava_cl.report.svg import Point
 from llava_cl.report.tables import plain_table
-from llava_cl.report.text import LOWER_IS_BETTER, mean, metric, percent, shown
+from llava_cl.report.text import LOWER_IS_BETTER, escape, mean, metric, percent, shown
 from llava_cl.store import write_text
 
 

@@ -16,6 +16,7 @@ from llava_cl.pipeline.planning import Needs
 from llava_cl.report.load import parse_metrics
 from llava_cl.report.schema import Metrics
 from llava_cl.report.text import duration, mean, memory, metric, percent, shown
+from llava_cl.terminal import printable
 
 
 def console_table(metrics: Metrics | Mapping[str, Any]) -> Table:
@@ -41,25 +42,25 @@ def console_table(metrics: Metrics | Mapping[str, Any]) -> Table:
     for stage, name in enumerate(metrics.tasks):
         row = metrics.matrix[stage] if stage < len(metrics.matrix) else [None for _ in tasks]
         cells = [
-            Text(percent(value, 2), style="bold" if task == stage else "dim" if task > stage else "")
+            _text(percent(value, 2), style="bold" if task == stage else "dim" if task > stage else "")
             for task, value in enumerate(row)
         ]
-        table.add_row(Text(f"{stage + 1} {name}"), *cells, percent(mean(row[: stage + 1]), 2))
+        table.add_row(_text(f"{stage + 1} {name}"), *cells, percent(mean(row[: stage + 1]), 2))
     return table
 
 
 def data_tree(root: Path, paths: Sequence[Path]) -> Tree:
     """The files and folders that a run reads below the data root, those that are missing in red."""
-    tree = Tree(Text(str(root)))
+    tree = Tree(_text(str(root)))
     branches = {root: tree}
     for path in sorted(set(paths)):
         for folder in reversed(path.relative_to(root).parents):
             place = root / folder
             if place not in branches:
-                branches[place] = branches[place.parent].add(Text(f"{place.name}/"))
+                branches[place] = branches[place.parent].add(_text(f"{place.name}/"))
         if path not in branches:
             missing = not path.exists()
-            label = Text(path.name + (" (missing)" if missing else ""), style="red" if missing else "")
+            label = _text(path.name + (" (missing)" if missing else ""), style="red" if missing else "")
             branches[path] = branches[path.parent].add(label)
     return tree
 
@@ -74,8 +75,8 @@ def data_table(found: Sequence[TaskData]) -> Table:
         for number, (name, records) in enumerate(rows):
             first = number == 0
             table.add_row(
-                Text(data.task.name if first else ""),
-                Text(name),
+                _text(data.task.name if first else ""),
+                _text(name),
                 str(records),
                 str(data.images) if first else "",
                 end_section=number == len(rows) - 1,
@@ -109,6 +110,11 @@ def needs_tables(needs: Needs) -> list[Table]:
     return [most, disk, passes]
 
 
+def _text(text: str, style: str = "") -> Text:
+    """A text as it is, without markup."""
+    return Text(printable(text), style)
+
+
 def scores_table(results: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Table:
     """Scores by task and stage, the strict ones in brackets where there are any.
 
@@ -126,7 +132,7 @@ def scores_table(results: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Tabl
             + ("" if score["strict_score"] is None else f" ({percent(score['strict_score'], 2)})")
             for score in scores
         ]
-        table.add_row(Text(task), *cells)
+        table.add_row(_text(task), *cells)
     return table
 
 

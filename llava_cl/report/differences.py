@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from llava_cl.errors import InputError
 from llava_cl.report.document import section
 from llava_cl.report.intervals import LEVEL, RESAMPLES, Difference, mean_difference, paired_difference
 from llava_cl.report.load import RunRecord, read_file
 from llava_cl.report.schema import StageScores, TaskScore
-from llava_cl.report.text import MISSING, signed
+from llava_cl.report.text import MISSING, escape, signed
 
 _REACH = 0.95
 """Of half the width of a cell, what the longest interval takes."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from html import escape
 from importlib.resources import files
+
+from llava_cl.report.text import escape
 
 
 def document(title: str, body: str, refresh: int | None = None) -> str:

@@ -12,6 +12,7 @@ from llava_cl.report.load import load_run
 from llava_cl.report.schema import Metrics, first_probed
 from llava_cl.report.text import mean, shown
 from llava_cl.store import write_text
+from llava_cl.terminal import printable
 
 Value = float | None
 
@@ -93,7 +94,7 @@ def _latex_row(row: Sequence[str | Value], bold: int | None) -> list[str]:
 
 
 def _cell(value: str | Value) -> str:
-    return value if isinstance(value, str) else "" if value is None else f"{value:.2f}"
+    return printable(value) if isinstance(value, str) else "" if value is None else f"{value:.2f}"
 
 
 def _minus(number: str) -> str:
@@ -101,4 +102,4 @@ def _minus(number: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return "".join(_ESCAPES.get(character, character) for character in text)
+    return "".join(_ESCAPES.get(character, character) for character in printable(text))

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from llava_cl.pipeline.progress import Event
 from llava_cl.report.console import console_table, summary_table
 from llava_cl.report.time_left import TimeLeft
+from llava_cl.terminal import say
 
 _SECONDS_BETWEEN_LINES = 60
 
@@ -30,8 +31,8 @@ class LiveDisplay:
         self._begin = self._stage_begin = self._line = time.monotonic()
         self._time_left = TimeLeft({})
         self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
+            SpinnerColumn("line"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[amount]}"),
             TimeElapsedColumn(),
@@ -55,7 +56,7 @@ class LiveDisplay:
 
     def note(self, text: str) -> None:
         """Something that stops nothing."""
-        self._console.print(f"note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(self._console, f"note: {text}", "yellow")
 
     def plans(self, passes: Mapping[int, Mapping[str, float]]) -> None:
         """What the stages will do."""
@@ -94,11 +95,7 @@ class LiveDisplay:
         scores = ", ".join(
             f"{name} {value:.1f}" for name, value in zip(metrics["tasks"], row, strict=False) if value is not None
         )
-        self._console.print(
-            f"stage {stage}/{self._total} {self._task} done in {_clock(seconds)}{left}. {scores}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(self._console, f"stage {stage}/{self._total} {self._task} done in {_clock(seconds)}{left}. {scores}")
 
     def finished(self, metrics: dict[str, Any]) -> None:
         """The run is over: prints the accuracy matrix and the metrics."""
@@ -115,9 +112,7 @@ class LiveDisplay:
             self._progress.update(self._bar, description=label, total=None, completed=0, amount="", left=self._left())
         else:
             self._line = time.monotonic()
-            self._console.print(
-                f"[{_clock(self._line - self._begin)}] {label}", markup=False, highlight=False, soft_wrap=True
-            )
+            say(self._console, f"[{_clock(self._line - self._begin)}] {label}")
 
 
 def _clock(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
 from llava_cl.report.basis import basis_panels
@@ -12,7 +11,7 @@ from llava_cl.report.heatmap import accuracy_table
 from llava_cl.report.load import RunRecord, load_run
 from llava_cl.report.schema import first_probed
 from llava_cl.report.tables import cost_table, metrics_table, score_table, settings_table
-from llava_cl.report.text import duration, mean, metric, percent, signed
+from llava_cl.report.text import duration, escape, mean, metric, percent, signed
 from llava_cl.report.timeline import timeline
 from llava_cl.store import write_text
 

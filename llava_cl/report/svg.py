@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
+
+from llava_cl.report.text import escape
 
 WIDTH = 200
 HEIGHT = 104

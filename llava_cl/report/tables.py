@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from llava_cl.report.schema import StageCost, TaskScore
-from llava_cl.report.text import MISSING, duration, memory, metric, percent, shown
+from llava_cl.report.text import MISSING, duration, escape, memory, metric, percent, shown
 
 STEPS = ("load", "measure", "initialise", "train", "protect", "evaluate", "score")
 """The steps of a stage in the order they run; further ones follow by name."""

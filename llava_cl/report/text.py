@@ -1,8 +1,11 @@
-"""Numbers and metric names as text, the same on the page and on the console."""
+"""Numbers, names and other texts, the same on the page and on the console."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Mapping, Sequence
+
+from llava_cl.terminal import printable
 
 METRICS = {
     "Last": "Mean accuracy over all tasks after the last stage.",
@@ -25,6 +28,11 @@ CLASS_METRICS = {
 SIGNED = frozenset({"BWT", "BWT_T"})
 LOWER_IS_BETTER = frozenset({"Forgetting"})
 MISSING = "–"
+
+
+def escape(text: str) -> str:
+    """A text as HTML, in which nothing is markup or turns the direction of what follows."""
+    return html.escape(printable(text))
 
 
 def shown(summaries: Iterable[Mapping[str, object]]) -> dict[str, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import groupby
 
 from llava_cl.report.histories import Fate, History, Said, TaskHistory, read_histories
 from llava_cl.report.load import RunRecord
 from llava_cl.report.questions import Question, Questions
+from llava_cl.report.text import escape
 
 MOST_CHARACTERS = 400
 """Of one text; longer ones are cut."""
