@@ -58,6 +58,14 @@ def test_published_hyper_parameters(name: str, rank: int, alpha: float, rate: fl
     }
 
 
+@pytest.mark.parametrize("stream", ["ucit", "dcl"])
+def test_the_papers_text_protects_features_beside_the_weights(stream: str) -> None:
+    paper, code = real(f"{stream}_keeplora_paper"), real(f"{stream}_keeplora")
+    assert paper.method.options == {**code.method.options, "protect": "feature"}
+    assert paper.training == code.training
+    assert real(f"playground_{stream}_keeplora_paper").method == paper.method
+
+
 @pytest.mark.parametrize(("name", "rank", "rate"), [("ucit_sequential", 16, 2e-4), ("dcl_sequential", 32, 2e-5)])
 def test_published_baseline(name: str, rank: int, rate: float) -> None:
     config, keeplora = real(name), real(name.replace("sequential", "keeplora"))

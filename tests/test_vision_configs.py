@@ -12,6 +12,7 @@ from llava_cl.methods import build_method
 from llava_cl.methods.keeplora import KeepLora
 
 ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "configs" / "methods" / "keeplora_clip_published.yaml"
 MTIL = {
     "Aircraft": (100, 3334, 3333, "a photo of a {}, a type of aircraft."),
     "Caltech101": (101, 6941, 1736, "a photo of a {}."),
@@ -89,9 +90,14 @@ def test_mtil_hyper_parameters(name: str, epochs: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "protect"), [("keeplora_clip", "feature"), ("keeplora_clip_mean_feature", "mean_feature")]
+    ("method", "protect", "side"),
+    [
+        ("keeplora_clip", "feature", {}),
+        ("keeplora_clip_mean_feature", "mean_feature", {}),
+        ("keeplora_clip_published", "mean_feature", {"weight_side": "output"}),
+    ],
 )
-def test_keeplora_of_clip(method: str, protect: str) -> None:
+def test_keeplora_of_clip(method: str, protect: str, side: dict[str, str]) -> None:
     config = real("mtil_order1_keeplora", f"method={ROOT / 'configs' / 'methods' / method}.yaml")
     assert config.method.name == "keeplora"
     assert config.method.options == {
@@ -100,10 +106,16 @@ def test_keeplora_of_clip(method: str, protect: str) -> None:
         "energy": 0.99,
         "initialise": "gradient",
         "b": "gradient",
+        **side,
     }
     assert config.method.parts == {"text": {"weight_energy": 0.2}}
     assert all(isinstance(build_method(config.method, part), KeepLora) for part in ("vision", "text"))
     assert real("mtil_order1_keeplora").method.options["protect"] == "feature"
+    for order in (1, 2):
+        published, ours = real(f"mtil_order{order}_keeplora_published"), real(f"mtil_order{order}_keeplora")
+        assert published.method == real("mtil_order1_keeplora", f"method={PUBLISHED}").method
+        assert published.training == ours.training
+        assert published.benchmark == ours.benchmark
 
 
 @pytest.mark.parametrize("name", INCREMENTAL)
@@ -141,3 +153,20 @@ def test_splitlora_hyper_parameters(name: str) -> None:
     assert (config.model.family, config.model.dtype) == ("vit", "float32")
     assert config.model.path == ROOT / "checkpoints" / "vit_base_patch16_224.augreg2_in21k_ft_in1k"
     assert config.data_root == ROOT / "data"
+
+
+@pytest.mark.parametrize("name", INCREMENTAL)
+def test_inflora_hyper_parameters(name: str) -> None:
+    """Its authors' lamb is 0.98 on ImageNet-R and 0.95 elsewhere, and rises to 1 over the number of tasks."""
+    config, training = real(f"{name}_inflora"), real(f"{name}_inflora").training
+    energy = 0.98 if name.startswith("imagenet_r") else 0.95
+    assert (config.method.name, config.benchmark.name) == ("inflora", name)
+    assert config.method.options == {"energy": energy, "growth": None, "spectrum": "moment"}
+    assert config.lora == real(f"{name}_splitlora").lora
+    assert config.images == real(f"{name}_splitlora").images
+    if name == "domainnet_5":
+        assert training == real("domainnet_5_splitlora").training
+        return
+    assert training.epochs == (50 if energy == 0.98 else 20)
+    assert (training.learning_rate, training.head_learning_rate, training.temperature) == (5e-4, None, 1)
+    assert (training.global_batch, training.weight_decay, training.scheduler) == (128, 0, "cosine")

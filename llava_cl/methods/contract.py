@@ -41,6 +41,7 @@ class LayerStatistics:
 
     Attributes:
         tasks: tasks learned so far; before the training of a stage without its own.
+        stream: tasks of the whole stream.
         gradient: mean over the task's samples of dL/dW, `[out, in]` fp32.
         second_moment: mean over the task's tokens of x x^T of the layer's input, `[in, in]` fp32.
         past_moment: the same over the tokens of all tasks so far, each seen by the model that had just learned it.
@@ -50,6 +51,7 @@ class LayerStatistics:
     """
 
     tasks: int = 0
+    stream: int = 1
     gradient: torch.Tensor | None = None
     second_moment: torch.Tensor | None = None
     past_moment: torch.Tensor | None = None

@@ -71,7 +71,7 @@ def initialise(job: Job, stage: int) -> list[Path]:
     with job.timed("initialise"), full_precision():
         owned = _owned(job, model, owners)
         bases = load_bases(job.run, stage - 1, owned)
-        known = _Known(measured, stage - 1, job.world.device)
+        known = _Known(measured, stage - 1, len(job.config.benchmark.tasks), job.world.device)
         if stage > 1 and "past_moment" in job.methods.wanted("before"):
             known.past_moments = load_moments(job.run, stage - 1, {target.source for target in owned.values()})[0]
         if stage > 1 and "adapter" in job.methods.wanted("before"):
@@ -185,7 +185,7 @@ def protect(job: Job, stage: int) -> list[Path]:
         owned = _owned(job, model, owners)
         bases = load_bases(job.run, stage - 1, owned)
         before = {name: basis.shape[1] for name, basis in bases.items()}
-        known = _Known(measured, stage, job.world.device)
+        known = _Known(measured, stage, len(job.config.benchmark.tasks), job.world.device)
         if "past_moment" in job.methods.wanted("after"):
             known.past_moments = update_moments(job, stage, measured.second_moments, measured.tokens, owners)
             files.append(job.stage(stage).moments)
@@ -266,6 +266,7 @@ class _Known:
 
     measured: Statistics
     tasks: int
+    stream: int
     device: torch.device
     past_moments: dict[str, torch.Tensor] = field(default_factory=dict)
     adapters: dict[str, LoraFactors] = field(default_factory=dict)
@@ -273,6 +274,7 @@ class _Known:
     def layer(self, name: str, source: str) -> LayerStatistics:
         return LayerStatistics(
             tasks=self.tasks,
+            stream=self.stream,
             gradient=self._here(self.measured.gradient(name)),
             second_moment=self._here(self.measured.second_moments.get(source)),
             past_moment=self._here(self.past_moments.get(source)),

@@ -15,6 +15,7 @@ from llava_cl.methods.contract import kaiming_a, square_root
 METHODS = {
     **{name: MethodConfig(name=name) for name in known_methods()},
     "inflora, growing": MethodConfig(name="inflora", options={"energy": 0.5, "growth": 0.2}),
+    "inflora, inputs": MethodConfig(name="inflora", options={"spectrum": "inputs"}),
     "keeplora, gradient b": MethodConfig(name="keeplora", options={"b": "gradient"}),
     "keeplora, random a": MethodConfig(name="keeplora", options={"initialise": "random"}),
     "keeplora, features": MethodConfig(name="keeplora", options={"protect": "feature"}),
@@ -57,7 +58,7 @@ def _measured(shape: tuple[int, int], seed: int) -> LayerStatistics:
 
 def _wanted(statistics: LayerStatistics, names: frozenset[str]) -> LayerStatistics:
     """The statistics without what the method does not ask for."""
-    others = {field.name: None for field in fields(statistics) if field.name not in {"tasks", *names}}
+    others = {field.name: None for field in fields(statistics) if field.name not in {"tasks", "stream", *names}}
     return replace(statistics, **others)
 
 
@@ -76,14 +77,14 @@ def _stream(method: Method, shape: tuple[int, int], stages: int) -> list[tuple[L
     past: torch.Tensor | None = None
     trained: LoraFactors | None = None
     for stage in range(1, stages + 1):
-        before = replace(_measured(shape, 2 * stage), tasks=stage - 1, past_moment=past, adapter=trained)
+        before = replace(_measured(shape, 2 * stage), tasks=stage - 1, stream=stages, past_moment=past, adapter=trained)
         generator = torch.Generator().manual_seed(stage)
         factors = method.initialise(shape, RANK, _wanted(before, method.before), basis, generator)
         trained = _trained(method, factors, stage)
         after = _measured(shape, 2 * stage + 1)
         assert after.second_moment is not None
         past = after.second_moment if past is None else past + (after.second_moment - past) / stage
-        after = replace(after, tasks=stage, past_moment=past, adapter=trained)
+        after = replace(after, tasks=stage, stream=stages, past_moment=past, adapter=trained)
         basis = method.protect(_wanted(after, method.after), basis)
         results.append((factors, basis))
     return results
@@ -170,7 +171,7 @@ def test_a_penalty_reaches_a_where_there_is_one(method: Method, shape: tuple[int
 
 
 def test_only_known_statistics_are_asked_for(method: Method) -> None:
-    known = {field.name for field in fields(LayerStatistics)} - {"tasks"}
+    known = {field.name for field in fields(LayerStatistics)} - {"tasks", "stream"}
     assert method.before | method.after <= known
     assert not method.penalises or method.train_a
 
