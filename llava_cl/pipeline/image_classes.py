@@ -24,6 +24,7 @@ from llava_cl.evaluation.predict import predict
 from llava_cl.models import ClassifierFamily, classifier_family
 from llava_cl.pipeline.samples import TrainedModule, TrainingData
 from llava_cl.pipeline.task_data import evaluation_folder
+from llava_cl.training.adapters import install
 
 
 class ImageClasses:
@@ -57,14 +58,20 @@ class ImageClasses:
     def start(
         self, model: PreTrainedModel, stage: int, generator: torch.Generator, world: World
     ) -> dict[str, torch.Tensor]:
-        """The start of the task's head, which may know the means of the classes."""
+        """The start of the task's head, which may know the means of the classes.
+
+        What a CLIP is to learn is measured before its head is there (KeepLoRA+, as in the authors' code).
+        """
         head = self.family.head(stage - 1)
         if head is None:
             return {}
         task = self._tasks[stage - 1]
         means = self._class_means(model, task, world) if self.family.head_from_means else None
-        start = self.family.head_start(model, stage - 1, means, generator)
-        return {f"{head}.{name}": value for name, value in start.items()}
+        own = self.family.head_start(model, stage - 1, means, generator)
+        start = {f"{head}.{name}": value for name, value in own.items()}
+        if not self.family.zero_shot:
+            install(model, start)
+        return start
 
     def _class_means(self, model: PreTrainedModel, task: ClassTaskConfig, world: World) -> torch.Tensor:
         """Mean over each class's training images of their features at unit length, `[classes, width]` fp32."""

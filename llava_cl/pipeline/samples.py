@@ -59,7 +59,10 @@ class Samples(Protocol):
     def start(
         self, model: PreTrainedModel, stage: int, generator: torch.Generator, world: World
     ) -> dict[str, torch.Tensor]:
-        """Values, by name, that parameters of the model before `stage` take when its training starts; on every rank."""
+        """Values, by name, that parameters of the model before `stage` take when its training starts; on every rank.
+
+        A model that tells nothing without them has them from now on; another one is measured as it is.
+        """
 
     def beside(self, stage: int) -> TrainedModule | None:
         """What is trained beside the adapters in a stage."""

@@ -62,7 +62,6 @@ def initialise(job: Job, stage: int) -> list[Path]:
     model = job.model_after(stage - 1, to_learn=True)
     job.samples.choose(model, stage)
     start = job.samples.start(model, stage, torch.Generator().manual_seed(job.seed(stage, "head")), job.world)
-    install(model, start)
     targets, owners = job.targets(model), job.owners(model)
     measured = measure_task(job, model, stage, "before", owners)
     report = job.progress.step(stage, "initialise")

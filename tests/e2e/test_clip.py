@@ -11,7 +11,11 @@ import torch
 
 import tiny_clip
 from llava_cl.config import load_config
-from llava_cl.store import load_tensors
+from llava_cl.distributed import World
+from llava_cl.pipeline import steps
+from llava_cl.pipeline.job import Job
+from llava_cl.pipeline.progress import ProgressWriter
+from llava_cl.store import RunDirectory, load_tensors
 from runs import run_here, write_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
@@ -39,3 +43,26 @@ def test_two_ranks_over_zero2_equal_one_process(tmp_path: Path) -> None:
         for task in ("T1", "T2", "T3"):
             answers = [(run / "stages" / stage / "predictions" / f"{task}.jsonl").read_text() for run in (two, one)]
             assert answers[0] == answers[1]
+
+
+def _start(folder: Path, *, cosine_heads: bool) -> dict[str, torch.Tensor]:
+    """What the first stage starts from."""
+    content = tiny_clip.run_content(folder, cosine_heads=cosine_heads)
+    content["method"]["options"] = {"weight_energy": 0.5, "b": "gradient"}
+    config = load_config(write_config(folder, content))
+    run = RunDirectory(folder / f"run-{cosine_heads}", [task.name for task in config.benchmark.tasks])
+    job = Job(config, run, World(0, 1, torch.device("cpu")), ProgressWriter(None))
+    steps.protect_base(job, 0)
+    (file,) = steps.initialise(job, 1)
+    return load_tensors(file)[0]
+
+
+def test_the_gradient_is_measured_before_the_head_of_class_means_is_there(tmp_path: Path) -> None:
+    """As the authors of KeepLoRA+ do: the adapters start as KeepLoRA's, bit for bit."""
+    plain, plus = _start(tmp_path, cosine_heads=False), _start(tmp_path, cosine_heads=True)
+    head = plus.pop("start:heads.0.weight")
+    torch.testing.assert_close(head.norm(dim=1), torch.ones(len(head)), rtol=0, atol=1e-5)
+    assert plain.keys() == plus.keys()
+    assert any(value.any() for value in plain.values())
+    for name, value in plain.items():
+        assert torch.equal(value, plus[name]), name
