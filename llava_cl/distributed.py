@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,6 +13,12 @@ import torch
 import torch.distributed as dist
 
 _Item = TypeVar("_Item", str, int)
+_NO_MEMORY = re.compile(
+    r"out of memory|cannot allocate memory|can't allocate memory|not enough memory|failed to cuda c?m?alloc"
+    r"|alloc(ation)?_failed|err_(host|device)_alloc|cublas_status_not_initialized|cudaerrormemoryallocation",
+    re.IGNORECASE,
+)
+"""As torch, CUDA, its libraries and NCCL say it; cuBLAS is not initialised where its handle finds no room."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of a GPU or of the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and _NO_MEMORY.search(str(error)) is not None
 
 
 def shutdown() -> None:

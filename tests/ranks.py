@@ -120,7 +120,6 @@ def _rank(
         WORLD_SIZE=str(size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
-        CUDA_VISIBLE_DEVICES="",
     )
     torch.set_num_threads(1)
     # DeepSpeed collects garbage often, and would walk over all that the server has imported.

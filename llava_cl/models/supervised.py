@@ -59,8 +59,8 @@ class _SupervisedLoss:
             loss = (losses / counts).sum()
         else:
             items = losses.numel() if num_items_in_batch is None else num_items_in_batch
-            # A batch in which no sample has a label has the loss 0, not 0 / 0.
-            loss = losses.sum() / max(items, 1)
+            # A batch in which no sample has a label has the loss 0, not 0 / 0; a clamp, as `max` waits for the device.
+            loss = losses.sum() / torch.as_tensor(items).clamp(min=1).to(losses.device)
         return {"loss": loss}
 
 

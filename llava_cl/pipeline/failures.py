@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from llava_cl.distributed import out_of_memory
 from llava_cl.errors import InputError, LlavaClError, RunError
 from llava_cl.store import read_json, write_json
 from llava_cl.terminal import printable
@@ -42,13 +43,14 @@ def report_failure(run: Path, rank: int, error: Exception) -> None:
     """Tells the orchestrator what ended this rank."""
     explained = isinstance(error, LlavaClError)
     message = str(error) if explained else f"{type(error).__name__}: {error}"
-    if isinstance(error, torch.OutOfMemoryError):
+    no_memory = out_of_memory(error)
+    if no_memory:
         message += f"\n{_OUT_OF_MEMORY}"
     if not explained and shutil.disk_usage(run).free < _FULL_DISK:
         message += f"\n{_full(run)}"
     frames = traceback.extract_tb(error.__traceback__)
-    # Errors of the calculation itself, such as a lack of memory, have types of their own.
-    waited = type(error) is RuntimeError or isinstance(error, dist.DistError)
+    # Most errors of the calculation itself have types of their own.
+    waited = not no_memory and (type(error) is RuntimeError or isinstance(error, dist.DistError))
     _report(
         run,
         rank,

@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from llava_cl.distributed import World, all_reduce_sum, gather_objects, reduce_sums
+from llava_cl.distributed import World, all_reduce_sum, gather_objects, out_of_memory, reduce_sums
 from llava_cl.errors import RunError
 from llava_cl.models import LinearTarget
 from llava_cl.subspace import Sketch
@@ -177,10 +177,12 @@ class _Counts(NamedTuple):
 
 
 def save_memory(model: PreTrainedModel | PeftModel) -> None:
-    """Makes the model compute activations again during backward in place of holding them."""
+    """Makes the model compute activations again during backward in place of holding them; dropout stays as it is."""
     # The newer name is there from transformers 5.23 on, the older one until 6.
     (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
-    model.train()
+    for module in model.modules():
+        # They do it in training alone; what drops out is below them.
+        module.training |= getattr(module, "gradient_checkpointing", False)
 
 
 def saves_memory(model: PreTrainedModel) -> bool:
@@ -199,8 +201,8 @@ def _collect(
     """One pass over the batches, once more with less memory where it ran out."""
     try:
         return _run(model, batches, begin(), token_mask, device, report)
-    except torch.OutOfMemoryError:
-        if saves_memory(model):
+    except (RuntimeError, OSError, MemoryError) as error:
+        if saves_memory(model) or not out_of_memory(error):
             raise
     logger.info("a batch's activations do not fit in the GPU's memory: measuring again with gradient checkpointing")
     gc.collect()
@@ -217,12 +219,21 @@ def _run(
     device: torch.device,
     report: Callable[[int], None],
 ) -> tuple[Collector, _Counts]:
+    # What is asked of a batch is asked on the CPU and of its loss at the end, so that nothing waits for the device.
     counts = _Counts()
+    losses: list[torch.Tensor] = []
+    members: list[list[int]] = []
     try:
         for batch in batches:
-            batch = {key: value.to(device) for key, value in batch.items()}
             real = batch["index"] >= 0
             supervised = (batch["labels"] != -100).view(len(real), -1).any(dim=1)
+            members.append(batch["index"][real].tolist())
+            counts = _Counts(
+                counts.samples + int((supervised & real).sum()),
+                counts.skipped + int((~supervised & real).sum()),
+                counts.done + len(real),
+            )
+            batch = {key: value.to(device) for key, value in batch.items()}
             collector.mask_of = functools.partial(token_mask, batch)
             collector.full = bool(real.all())
             with torch.set_grad_enabled(collector.needs_gradient):
@@ -231,16 +242,13 @@ def _run(
                 collector.mask_of = None
                 if collector.needs_gradient:
                     loss.backward()
-            counts = _Counts(
-                counts.samples + int((supervised & real).sum()),
-                counts.skipped + int((~supervised & real).sum()),
-                counts.done + len(real),
-                counts.suspects + (() if torch.isfinite(loss) else tuple(batch["index"][real].tolist())),
-            )
+            losses.append(loss.detach())
             report(counts.done)
     finally:
         collector.remove()
-    return collector, counts
+    finite = torch.stack(losses).isfinite().tolist() if losses else []
+    suspects = [index for fine, batch in zip(finite, members, strict=True) if not fine for index in batch]
+    return collector, counts._replace(suspects=tuple(suspects))
 
 
 def _reduce(

@@ -12,10 +12,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from llava_cl.distributed import World
+from llava_cl.distributed import World, out_of_memory
 from llava_cl.errors import InputError, RunError
+from llava_cl.pipeline import failures
 from llava_cl.pipeline.failures import failure, failure_file, hang, report_end, report_failure
-from llava_cl.store import write_json
+from llava_cl.store import read_json, write_json
 from ranks import run_ranks
 
 SUMMARY = """
@@ -110,6 +111,50 @@ def test_a_job_that_hangs_names_the_ranks_that_wait_for_none(run: Path) -> None:
     assert "because of rank 1, which was at " in str(hang(run, "stage 1", log, 2, 0.5))
     write_json(failure_file(run, 1), {"rank": 1, "waiting": True})
     assert "because of every rank, as each waits for others" in str(hang(run, "stage 1", log, 2, 0.5))
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    dist.DistBackendError("NCCL error ... ncclUnhandledCudaError ... Last error:\nCuda failure 2 'out of memory'"),
+    dist.DistBackendError("Last error:\nFailed to CUDA calloc 6291456 bytes"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    OSError(12, "Cannot allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: str(error)[:60] or type(error).__name__)
+def test_a_lack_of_memory_is_told_from_what_waits(run: Path, error: Exception) -> None:
+    """Also where it shows in a backward pass or a collective, in which other errors are those of another rank."""
+    assert out_of_memory(error)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(failures, "_waits", lambda frames: True)
+        report_failure(run, 0, _raised(error))
+    assert not read_json(failure_file(run, 0))["waiting"]
+    assert "training.micro_batch" in str(_told(run))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."),
+        dist.DistBackendError("Connection reset by peer"),
+        OSError(28, "No space left on device"),
+        InputError("the question is 'out of memory'"),
+    ],
+    ids=str,
+)
+def test_other_errors_are_no_lack_of_memory(error: Exception) -> None:
+    assert not out_of_memory(error)
 
 
 def test_a_gpu_without_memory_says_which_batches_to_halve(run: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from llava_cl.config import ModelConfig
@@ -17,7 +20,7 @@ from llava_cl.distributed import World
 from llava_cl.errors import RunError
 from llava_cl.models import LinearTarget, family
 from llava_cl.subspace import Sketch
-from llava_cl.training.statistics import Statistics, measure, saves_memory
+from llava_cl.training.statistics import Statistics, measure, save_memory, saves_memory, without_index
 from tiny_samples import PAD_ID, build_samples
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -193,14 +196,24 @@ def test_a_sketch_that_saves_nothing_is_not_made(model: PreTrainedModel) -> None
     assert not measured.range_sketches
 
 
-def test_a_pass_that_runs_out_of_memory_begins_again_with_checkpointing(model: PreTrainedModel) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("too little memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["torch", "cublas"],
+)
+def test_a_pass_that_runs_out_of_memory_begins_again_with_checkpointing(
+    model: PreTrainedModel, error: Exception
+) -> None:
     expected = _measure(model, "itit", *EVERYTHING, size=2)
     checkpointed: list[bool] = []
 
     def fill(_module: nn.Module, _inputs: Any, _output: Any) -> None:
         checkpointed.append(saves_memory(model))
         if len(checkpointed) == 2:  # behind the first batch and most of the second
-            raise torch.OutOfMemoryError("too little memory")
+            raise error
 
     model.get_output_embeddings().register_forward_hook(fill)
     measured = _measure(model, "itit", *EVERYTHING, size=2)
@@ -218,6 +231,73 @@ def test_too_little_memory_for_checkpointing_is_an_error(model: PreTrainedModel)
     with pytest.raises(torch.OutOfMemoryError):
         _measure(model, "it", "gradient")
     assert not any(target.module._forward_hooks for target in _targets(model).values())
+
+
+def test_another_error_is_no_lack_of_memory(model: PreTrainedModel) -> None:
+    def fail(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    model.get_output_embeddings().register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        _measure(model, "it", "gradient")
+    assert not saves_memory(model)
+
+
+def test_what_saves_memory_drops_nothing_out(tiny_run: Path) -> None:
+    """Half of all attention would be dropped in a model that trains; a model that is measured does not."""
+    llava = family(ModelConfig(path=tiny_run / "model", dtype="float32"))
+    for tower in ("text_config", "vision_config"):
+        getattr(llava._architecture, tower).attention_dropout = 0.5
+    expected = _tensors(_measure(llava.load(ALONE.device), "itit", *EVERYTHING, size=2))
+    again = llava.load(ALONE.device)
+    assert again.model.language_model.layers[0].self_attn.attention_dropout == 0.5
+    save_memory(again)
+    computed = 0
+
+    def count(_module: nn.Module, _inputs: Any) -> None:
+        nonlocal computed
+        computed += 1
+
+    again.get_submodule(f"{BLOCK_0}.mlp").register_forward_pre_hook(count)
+    found = _tensors(_measure(again, "itit", *EVERYTHING, size=2))
+    assert computed == 4, "each of two batches goes through the block once more in backward"
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-8)
+
+
+class _Waits(TorchDispatchMode):
+    """Where this package asks a tensor for its value, for which a GPU would have to finish its work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            between = ("_python_dispatch.py", "_compile.py", "eval_frame.py")
+            frames = [frame for frame in traceback.extract_stack()[:-1] if not frame.filename.endswith(between)]
+            if "/llava_cl/" in frames[-1].filename:
+                self.places.append(f"{Path(frames[-1].filename).name}: {frames[-1].line}")
+        return func(*args, **(kwargs or {}))
+
+
+def test_measuring_a_batch_waits_for_nothing(model: PreTrainedModel) -> None:
+    """But for what is asked of the batch, which is on the CPU, and of each sum and all losses in the end."""
+    with _Waits() as few:
+        _measure(model, "itit", *EVERYTHING, size=4)
+    with _Waits() as many:
+        _measure(model, "itit" * 3, *EVERYTHING, size=4)
+    added = collections.Counter(many.places) - collections.Counter(few.places)
+    asked = ("supervised & real", "real.all()")
+    assert all(any(part in place for part in asked) for place in added), added
+
+
+@pytest.mark.parametrize("items", [torch.tensor(7), 7, None])
+def test_a_micro_batch_waits_for_nothing(model: PreTrainedModel, items: Any) -> None:
+    batch = without_index(collate_train(build_samples("it"), PAD_ID))
+    with _Waits() as waits:
+        model(**batch, num_items_in_batch=items)["loss"]
+    assert not waits.places
 
 
 def test_progress_counts_samples(model: PreTrainedModel) -> None:
