@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs a whole stream on all nodes of a SLURM job, from the root of the project:
 #   sbatch --nodes=2 --gpus-per-node=4 scripts/slurm.sh ucit [options of llava-cl run]
-# The nodes share the file system, reach each other by ssh without a password, and have pdsh: DeepSpeed's launcher starts
-# the ranks. Submitted again, or requeued by SLURM, a job goes on where the last one ended.
+# The nodes share the file system and reach each other by ssh without a password, see docs/running.md. Submitted again, or
+# requeued by SLURM, a job goes on where the last one ended.
 #SBATCH --job-name=llava-cl
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue

@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from llava_cl.config import RunConfig
-from llava_cl.pipeline.launch import command, hosts, ranks_per_node
+from llava_cl.pipeline.launch import Meeting, hosts, ranks_per_node, torchrun, worker
 from llava_cl.pipeline.orchestrator import Launch
 from llava_cl.pipeline.planning import Needs
 from llava_cl.pipeline.preflight import check_plan
@@ -22,7 +22,10 @@ def describe(config: RunConfig, launch: Launch) -> dict[str, Any]:
         InputError: the configuration contradicts itself or names what does not exist.
     """
     ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
-    total = ranks * hosts(launch.hostfile, launch.output)
+    nodes = hosts(launch.hostfile, ranks)
+    total = ranks * len(nodes)
+    # The first node's; address and port are chosen when a stage begins.
+    launcher = torchrun(ranks, Meeting(nodes, nodes[0], "PORT") if launch.hostfile else None)
     check_plan(config, total)
     output = launch.output.resolve()
     missing = [str(path) for path in (config.model.path / "config.json", config.data_root) if not path.exists()]
@@ -38,7 +41,7 @@ def describe(config: RunConfig, launch: Launch) -> dict[str, Any]:
                 "task": task.name,
                 "epochs": config.epochs(task.name),
                 "learning_rate": config.learning_rate(task.name),
-                "command": shlex.join(command(output, number, ranks=ranks, hostfile=launch.hostfile)),
+                "command": shlex.join([*launcher, *worker(output, number)]),
             }
             for number, task in enumerate(config.benchmark.tasks, start=1)
         ],

@@ -109,7 +109,14 @@ def hang(run: Path, where: str, log: Path, ranks: int, timeout_minutes: float) -
 
 
 def failure(
-    run: Path, where: str, code: int, log: Path, log_begin: int, ranks: int, timeout_minutes: float
+    run: Path,
+    where: str,
+    code: int,
+    log: Path,
+    log_begin: int,
+    ranks: int,
+    timeout_minutes: float,
+    lost: Sequence[str] = (),
 ) -> LlavaClError:
     """What to tell the user of a job that failed: the first cause; what other ranks say is only the echo of it.
 
@@ -121,6 +128,7 @@ def failure(
         log_begin: where in it the job began.
         ranks: of the job, on all nodes.
         timeout_minutes: how long ranks wait for one another.
+        lost: nodes the connection to which ended before their ranks did.
     """
     reports = _reports(run)
     failed = sorted((each for each in reports if not each["ended"]), key=lambda each: each["time"])
@@ -139,14 +147,20 @@ def failure(
     own = next((report for report in failed if not report["waiting"]), None)
     if own:
         return RunError(f"{where}, rank {own['rank']}: {own['message']}\n{details}")
+    if lost:
+        return RunError(
+            f"{where}: the connection to {', '.join(lost)} was lost, and the ranks there with it. {details}"
+        )
     if waited:
         elsewhere, silent = _absent(reports, ranks)
         absent = elsewhere or silent
+        said = f"\nRank {failed[0]['rank']} then had: {failed[0]['message']}" if failed else ""
+        waiting = f"waited {timeout_minutes:g} minutes (distributed.timeout_minutes) in vain for"
         if absent:
-            said = f"\nRank {failed[0]['rank']} then had: {failed[0]['message']}" if failed else ""
+            return RunError(f"{where}: others {waiting} {'; '.join(absent)}.{said}\n{details}")
+        if len(failed) == ranks > 1:
             return RunError(
-                f"{where}: others waited {timeout_minutes:g} minutes (distributed.timeout_minutes) in vain for "
-                f"{'; '.join(absent)}.{said}\n{details}"
+                f"{where}: the ranks {waiting} one another: is the network between them up?{said}\n{details}"
             )
     if failed:
         return RunError(f"{where}, rank {failed[0]['rank']}: {failed[0]['message']}\n{details}")
@@ -170,16 +184,20 @@ def _full(run: Path) -> str:
 
 
 def _killed(log: Path, begin: int) -> tuple[int, str] | None:
-    """Rank and signal of the first failure that torchrun's summary at the end of the log tells, if it was a signal."""
+    """Rank and signal of the first failure that torchrun's summaries in the log tell, one a node, if it was a signal.
+
+    A rank that waited in vain for one on another node may have been aborted before that one's end was told.
+    """
     with log.open("rb") as stream:
         stream.seek(begin)
         text = stream.read().decode(errors="replace")
-    summary = text.rpartition("Root Cause")[2] if "Root Cause" in text else ""
-    found = _ROOT_CAUSE.search(summary)
-    if found is None:
-        return None
-    code = int(found["exitcode"])
-    # A rank that a signal ends by its own handler has the exit code of a shell.
-    number = -code if code < 0 else code - 128
     names = {int(each): each.name for each in signal.Signals}
-    return (int(found["rank"]), names[number]) if number in names else None
+    killed = []
+    for summary in text.split("Root Cause")[1:]:
+        found = _ROOT_CAUSE.search(summary)
+        if found is not None:
+            code = int(found["exitcode"])
+            # A rank that a signal ends by its own handler has the exit code of a shell.
+            number = -code if code < 0 else code - 128
+            killed += [(int(found["rank"]), names[number])] if number in names else []
+    return min(killed, key=lambda each: each[1] == "SIGABRT", default=None)

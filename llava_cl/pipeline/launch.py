@@ -1,53 +1,53 @@
-"""Starting the ranks of a stage job and waiting for them: torchrun on one node, DeepSpeed's launcher on several."""
+"""Starting the ranks of a stage job and waiting for them: torchrun on every node, by ssh where there are several."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
+import json
 import logging
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 
 from llava_cl.config import DistributedConfig
 from llava_cl.errors import InputError
 from llava_cl.parsing import read_text, shown
+from llava_cl.pipeline import node
 from llava_cl.pipeline.failures import failure, hang, longest_silence
 from llava_cl.pipeline.progress import ProgressReader
-from llava_cl.stopping import Stopped, noting
+from llava_cl.stopping import SIGNALS, Stopped, noting
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
-_END_SECONDS = 5
+_FAILED_SECONDS = 10
+"""How long after one node's failure the ranks of others, which now wait in vain, may take to end by themselves."""
+_ANSWER_SECONDS = 60
+"""How long a node may take to answer."""
+_SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20")
+_SSH_LOST = 255
 _WORKER = "llava_cl.pipeline.worker"
-_PR_SET_PDEATHSIG = 1
-_RUN_PID = "LLAVA_CL_RUN_PID"
+_HOST = re.compile(r"(?P<host>[\w.@:%][\w.@:%-]*)\s+slots=(?P<slots>\d+)")
 
 
-def die_with_parent() -> bool:
-    """Asks the kernel to kill this process when its parent dies, so that no rank outlives a killed run (Linux).
+@dataclass(frozen=True)
+class Meeting:
+    """Several nodes, and the address and port at which their ranks meet: the first node's."""
 
-    A run that has been killed before the request is found by its process id, which only its own node has.
-
-    Returns:
-        Whether this process is a rank that now ends with its command.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    run = os.environ.get(_RUN_PID)
-    if run is None or sys.platform != "linux":
-        return False
-    if not Path(f"/proc/{run}").exists():
-        os._exit(1)
-    return True
+    hosts: Sequence[str]
+    address: str
+    port: int | str
 
 
 def progress_file(run: Path) -> Path:
@@ -84,53 +84,103 @@ def ranks_per_node(configured: int | None, asked: int | None = None) -> int:
     return configured or gpus or 1
 
 
-def hosts(hostfile: Path | None, run: Path) -> int:
-    """Number of nodes in a DeepSpeed hostfile (`host slots=n` lines, # comments); one without a file.
+def hosts(hostfile: Path | None, ranks: int) -> list[str]:
+    """The nodes of a hostfile in DeepSpeed's format (`host slots=n` lines, # comments); this one without a file.
 
     Args:
         hostfile: the file.
-        run: the run directory.
+        ranks: to be started on each node.
 
     Raises:
-        InputError: the file cannot be read, or on several nodes a path that DeepSpeed hands to their shells unquoted
-            has letters that a shell reads as more than a name.
+        InputError: the file cannot be read or names no node, a line is not of that form, a node is there twice or has
+            fewer slots than ranks.
     """
     if hostfile is None:
-        return 1
-    lines = (line.split("#")[0].strip() for line in read_text(hostfile).splitlines())
-    nodes = sum(1 for line in lines if line)
-    problems = [
-        f"{what} {shown(str(path))}: DeepSpeed's launcher passes it to the shell of every node, where only letters, "
-        "digits and @%+=:,./-_ are safe; use another path."
-        for what, path in (("--output", run), ("working directory", Path.cwd()), ("Python", sys.executable))
-        if shlex.quote(str(path)) != str(path)
+        return ["localhost"]
+    found: dict[str, int] = {}
+    problems = []
+    for number, line in enumerate(read_text(hostfile).splitlines(), 1):
+        text = line.split("#")[0].strip()
+        match = _HOST.fullmatch(text)
+        if match is None:
+            problems += (
+                [f"{hostfile}, line {number}: {shown(text)} is not of the form `node1 slots=8`."] if text else []
+            )
+        elif match["host"] in found:
+            problems.append(f"{hostfile}, line {number}: {match['host']} is there twice; name each node once.")
+        else:
+            found[match["host"]] = int(match["slots"])
+    problems += [
+        f"{hostfile}: {host} has {slots} slots, {ranks} ranks are asked of each node; ask for fewer with --nproc."
+        for host, slots in found.items()
+        if slots < ranks
     ]
-    if nodes > 1 and problems:
+    if problems or not found:
+        raise InputError(*(problems or [f"{hostfile}: names no node; give each a line such as `node1 slots=8`."]))
+    return list(found)
+
+
+def meet(names: Sequence[str], run: Path) -> Meeting:
+    """Looks whether a job can be started on every node, and asks the first one where ranks can meet.
+
+    Args:
+        names: the nodes.
+        run: run directory, which all nodes must see.
+
+    Raises:
+        InputError: nodes that cannot be reached by ssh, lack this Python or package, or do not see the run directory.
+    """
+    asked = [
+        subprocess.Popen(
+            _on(name, str(run)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for name in names
+    ]
+    problems, answers = [], []
+    for name, process in zip(names, asked, strict=True):
+        try:
+            out, said = process.communicate(timeout=_ANSWER_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, said = process.communicate()
+            said += f"no answer within {_ANSWER_SECONDS} s"
+        if process.returncode:
+            problems.append(
+                f"{name}: no rank can be started there: {said.strip()}\nA node needs ssh without a password and the "
+                "same paths as this one (docs/running.md)."
+            )
+        else:
+            # A login may print lines of its own.
+            answers.append(json.loads(out.splitlines()[-1]))
+    if problems:
         raise InputError(*problems)
-    return nodes
+    address, port = answers[0]
+    return Meeting(names, address, port)
 
 
-def command(run: Path, stage: int, *, ranks: int, hostfile: Path | None, tasks: Sequence[str] = ()) -> list[str]:
-    """The command line that starts all ranks of a stage.
+def _on(host: str, *arguments: str) -> list[str]:
+    """The command line that runs `node` on a host."""
+    return [*_SSH, host, shlex.join([sys.executable, "-P", node.__file__, *arguments])]
+
+
+def worker(run: Path, stage: int, tasks: Sequence[str] = ()) -> list[str]:
+    """What every rank of a stage runs.
 
     Args:
         run: run directory, on a file system that all nodes share.
         stage: the stage to run.
-        ranks: ranks on each node.
-        hostfile: DeepSpeed hostfile (`host slots=n` lines) for several nodes.
         tasks: answer only the questions of these tasks, in place of the whole stage.
     """
-    worker = [str(run), str(stage), *tasks]
-    if hostfile is not None:
-        launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile)]
-        # Otherwise it puts an argument before those of the worker.
-        return [*launcher, "--num_gpus", str(ranks), "--no_local_rank", "--module", _WORKER, *worker]
-    return [*torchrun(ranks), "-m", _WORKER, *worker]
+    return ["-m", _WORKER, str(run), str(stage), *tasks]
 
 
-def torchrun(ranks: int) -> list[str]:
-    """The start of a command line that starts `ranks` ranks on this node; what they run follows."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+def torchrun(ranks: int, meeting: Meeting | None = None, number: int = 0) -> list[str]:
+    """The start of a command line that starts `ranks` ranks on a node, the `number`-th; what they run follows."""
+    nodes = ["--standalone"]
+    if meeting is not None:
+        nodes = [f"--nnodes={len(meeting.hosts)}", f"--node_rank={number}"]
+        nodes += [f"--master_addr={meeting.address}", f"--master_port={meeting.port}"]
+    return [sys.executable, "-m", "torch.distributed.run", *nodes, "--nproc_per_node", str(ranks)]
 
 
 def environment(ranks: int) -> dict[str, str]:
@@ -142,6 +192,48 @@ def environment(ranks: int) -> dict[str, str]:
     if not torch.cuda.is_available():
         values.setdefault("DS_ACCELERATOR", "cpu")
     return values
+
+
+@contextlib.contextmanager
+def started(
+    what: Sequence[str], ranks: int, meeting: Meeting | None, output: IO[bytes]
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Inside the block one launcher a node is running, and its ranks with it; they end with the block at the latest.
+
+    Args:
+        what: what every rank runs, see `worker`.
+        ranks: ranks on each node.
+        meeting: of several nodes; None for this one.
+        output: takes all that the ranks print.
+    """
+    processes = []
+
+    def start(line: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        # Ctrl-C is for the command alone, which passes it on.
+        process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, **options)
+        processes.append(process)
+        return process
+
+    decided = environment(ranks)
+    try:
+        if meeting is None:
+            own = decided | {node.RUN_PID: str(os.getpid())}
+            start([*torchrun(ranks), *what], env=own, preexec_fn=node.die_with_parent)
+        else:
+            job = {"environment": decided, "folder": str(Path.cwd()), "address": meeting.address}
+            for number, host in enumerate(meeting.hosts):
+                connection = start(_on(host), stdin=subprocess.PIPE, preexec_fn=_die_with_parent_alone)
+                node.send(connection, {**job, "command": [*torchrun(ranks, meeting, number), *what]})
+        yield processes
+    finally:
+        node.end(*processes)
+
+
+def _die_with_parent_alone() -> None:
+    """As `die_with_parent`, for a connection: what asks a whole process group to stop must not cut it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    node.die_with_parent()
 
 
 def run_job(
@@ -160,10 +252,10 @@ def run_job(
         run: run directory.
         stage: the stage.
         ranks: ranks on each node.
-        hostfile: see `command`.
+        hostfile: see `hosts`; None for this node alone.
         distributed: how long ranks wait for one another, and for how long they may go on when asked to stop.
         poll: called several times a second while the job runs.
-        tasks: see `command`.
+        tasks: see `worker`.
 
     Raises:
         InputError, RunError: a rank failed or hangs; the message names the rank, the step, its error, and the log file.
@@ -173,35 +265,26 @@ def run_job(
     log.parent.mkdir(parents=True, exist_ok=True)
     for old in (*log.parent.glob("failure-rank*.json"), progress_file(run), stop_file(run)):
         old.unlink(missing_ok=True)
-    world_size = ranks * hosts(hostfile, run)
+    names = hosts(hostfile, ranks)
     with log.open("ab") as stream, noting() as signals:
         log_begin = stream.tell()
-        process = subprocess.Popen(
-            command(run, stage, ranks=ranks, hostfile=hostfile, tasks=tasks),
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            # Ranks that a remote shell starts are not below this process, even on its own node.
-            env=environment(ranks) | ({_RUN_PID: str(os.getpid())} if hostfile is None else {}),
-            preexec_fn=die_with_parent,
-            # Ctrl-C is for the command alone, which passes it on.
-            start_new_session=True,
-        )
-        try:
-            hangs = _wait(process, poll, signals, run, distributed)
-        finally:
-            _end(process)
+        meeting = meet(names, run) if hostfile else None
+        with started(worker(run, stage, tasks), ranks, meeting, stream) as processes:
+            hangs = _wait(processes, poll, signals, run, distributed)
     poll()
     where, minutes = f"stage {stage}, {_step(run)}", distributed.timeout_minutes
     if signals or stop_file(run).exists():
         raise Stopped(signals[0] if signals else signal.SIGTERM, f" in {where}")
     if hangs:
-        raise hang(run, where, log, world_size, minutes)
-    if process.returncode:
-        raise failure(run, where, process.returncode, log, log_begin, world_size, minutes)
+        raise hang(run, where, log, ranks * len(names), minutes)
+    codes = [process.returncode for process in processes]
+    if any(codes):
+        lost = [name for name, code in zip(names, codes, strict=True) if meeting and code == _SSH_LOST]
+        raise failure(run, where, next(filter(None, codes)), log, log_begin, ranks * len(names), minutes, lost)
 
 
 def _wait(
-    process: subprocess.Popen[bytes],
+    processes: Sequence[subprocess.Popen[bytes]],
     poll: Callable[[], None],
     signals: list[int],
     run: Path,
@@ -213,7 +296,7 @@ def _wait(
         Whether the job hangs: rank 0 has told of no progress for `longest_silence`.
     """
     deadline, quiet, told = math.inf, 0.0, 0
-    while process.poll() is None and time.monotonic() < deadline:
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
         poll()
         # Counted in polls, so that no time passes while everything is suspended.
@@ -221,25 +304,16 @@ def _wait(
         quiet = 0.0 if told > before else quiet + _POLL_SECONDS
         if quiet > 60 * longest_silence(distributed.timeout_minutes):
             return True
-        if signals and deadline == math.inf:
+        if signals and not stop_file(run).exists():
             stop_file(run).touch()
             deadline = time.monotonic() + distributed.grace_seconds
+        elif deadline == math.inf and any(process.returncode for process in processes):
+            deadline = time.monotonic() + _FAILED_SECONDS
     return False
 
 
 def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a job that is still running; its ranks go with it."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _step(run: Path) -> str:

@@ -20,7 +20,7 @@ from llava_cl.models import family
 from llava_cl.pipeline.data_checks import check_records
 from llava_cl.pipeline.doctor import versions
 from llava_cl.pipeline.job import recorded_config
-from llava_cl.pipeline.launch import hosts, progress_file, ranks_per_node, run_job
+from llava_cl.pipeline.launch import hosts, meet, progress_file, ranks_per_node, run_job
 from llava_cl.pipeline.passes import count_passes
 from llava_cl.pipeline.preflight import check_disk, check_setup
 from llava_cl.pipeline.progress import Event, ProgressReader
@@ -105,8 +105,12 @@ def execute(
         raise InputError(f"--until {until}: the stages are 0 (the base model) to {last}.")
     ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
     run = RunDirectory(launch.output.resolve(), [task.name for task in config.benchmark.tasks])
-    check_setup(config, ranks * hosts(launch.hostfile, launch.output))
+    nodes = hosts(launch.hostfile, ranks)
+    check_setup(config, ranks * len(nodes))
     with raising(), run.locked():
+        if launch.hostfile:
+            watcher.checking("whether ranks can be started on every node")
+            meet(nodes, run.path)
         _open_run(config, run, ranks, watcher, accept_code=launch.accept_code)
         if launch.redo is not None:
             aside = run.set_aside(launch.redo)
@@ -159,9 +163,13 @@ def evaluate(
         raise InputError(f"--task {task}: {config.benchmark.name} has {names}.")
     ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
     run = RunDirectory(launch.output.resolve(), [own.name for own in config.benchmark.tasks])
-    check_setup(config, ranks * hosts(launch.hostfile, launch.output))
+    nodes = hosts(launch.hostfile, ranks)
+    check_setup(config, ranks * len(nodes))
     results = {}
     with raising(), run.locked():
+        if launch.hostfile:
+            watcher.checking("whether ranks can be started on every node")
+            meet(nodes, run.path)
         _open_run(config, run, ranks, watcher, accept_code=launch.accept_code)
         trained = run.trained_up_to()
         chosen = range(trained + 1) if stages is None else stages

@@ -15,7 +15,8 @@ from llava_cl.distributed import init_world, shutdown
 from llava_cl.logging import setup_logging
 from llava_cl.pipeline.failures import report_end, report_failure
 from llava_cl.pipeline.job import Job, recorded_config
-from llava_cl.pipeline.launch import die_with_parent, progress_file, stop_file
+from llava_cl.pipeline.launch import progress_file, stop_file
+from llava_cl.pipeline.node import die_with_parent
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.stage import answer_questions, run_stage
 from llava_cl.stopping import Stopped, StopRequest
@@ -24,16 +25,12 @@ from llava_cl.store import RunDirectory
 
 def main(arguments: list[str]) -> None:
     """Runs a stage, or part of its evaluation, on this rank; a failure is told to the orchestrator and ends it."""
-    local = die_with_parent()
+    die_with_parent()
     path, stage, tasks = Path(arguments[0]), int(arguments[1]), arguments[2:]
     rank = int(os.environ.get("RANK", "0"))
     setup_logging(rank=rank)
     stop = StopRequest()
-    stop.listen(
-        stop_file(path),
-        before_end=lambda: report_end(path, rank),
-        command=None if local else RunDirectory(path, ()).holder,
-    )
+    stop.listen(stop_file(path), before_end=lambda: report_end(path, rank), command=RunDirectory(path, ()).holder)
     try:
         config = recorded_config(path)
         distributed = config.distributed

@@ -63,6 +63,44 @@ def test_a_rank_that_a_signal_ended_is_named(run: Path, code: int, name: str) ->
     assert str(told).startswith(f"stage 1, train 3/6, rank 1: was ended by {name}")
 
 
+def test_of_several_nodes_the_rank_that_was_killed_is_named(run: Path) -> None:
+    """Whichever node's launcher tells first; NCCL aborts the ranks that waited for it."""
+    report_failure(run, 0, _raised(RuntimeError("Connection closed by peer")))
+    nodes = [SUMMARY.format(rank=0, code=1), SUMMARY.format(rank=2, code=-6), SUMMARY.format(rank=1, code=-9)]
+    for log in ("".join(nodes), "".join(reversed(nodes))):
+        assert str(_told(run, log)).startswith("stage 1, train 3/6, rank 1: was ended by SIGKILL")
+
+
+def _timed_out(run: Path, rank: int) -> None:
+    """What a rank reports whose collective has failed."""
+    content = {
+        "rank": rank,
+        "explained": False,
+        "ended": False,
+        "exit_code": 1,
+        "message": "Timed out",
+        "waiting": True,
+    }
+    write_json(failure_file(run, rank), {**content, "time": 1.0, "place": "torch/distributed"})
+
+
+def test_ranks_that_all_waited_for_one_another_point_to_the_network(run: Path) -> None:
+    for rank in (0, 1):
+        _timed_out(run, rank)
+    said = str(_told(run))
+    assert said.startswith(
+        "stage 1, train 3/6: the ranks waited 0.5 minutes (distributed.timeout_minutes) in vain for one"
+    )
+    assert "network" in said and "Rank 0 then had: Timed out" in said
+
+
+def test_a_node_that_was_lost_is_named(run: Path) -> None:
+    _timed_out(run, 0)
+    (run / "logs" / "stage-01.log").touch()
+    told = failure(run, "stage 1, train 3/6", 255, run / "logs" / "stage-01.log", 0, 2, 0.5, ["node2"])
+    assert str(told).startswith("stage 1, train 3/6: the connection to node2 was lost")
+
+
 def test_a_job_that_says_nothing_on_a_full_disk(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no rank said why. Details" in str(_told(run))
     usage = shutil.disk_usage(run)
