@@ -139,9 +139,9 @@ def encode_prompt(
     return expand(ids, images, [image_token_id] * num_image_tokens)
 
 
-def count_image_turns(conversations: Sequence[Mapping[str, str]]) -> int:
-    """Number of turns that carry the image marker, each of which gets one image position."""
-    return sum(IMAGE_MARKER in value for value in ordered_turns(conversations))
+def image_markers(conversations: Sequence[Mapping[str, str]]) -> list[int]:
+    """Number of markers in each turn that is kept; however many, they make one image position."""
+    return [value.count(IMAGE_MARKER) for value in ordered_turns(conversations)]
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase, template: Template, image_token_id: int) -> TextEncoder:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from llava_cl.data.chat import ChatFormat
-from llava_cl.data.conversation import IGNORE_INDEX, count_image_turns
+from llava_cl.data.conversation import IGNORE_INDEX, image_markers
 from llava_cl.data.images import CLIP_MEAN, CLIP_STD, load_image, preprocess_image
 from llava_cl.data.records import QuestionRecord, RecordId, TrainRecord
 
@@ -107,7 +107,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         return unusable
 
     def _encode(self, record: TrainRecord) -> tuple[list[int], list[int], bool]:
-        in_one_turn = count_image_turns(record.conversations) == 1
+        in_one_turn = sum(map(bool, image_markers(record.conversations))) == 1
         encoded = self._chat.conversation(
             record.conversations,
             max_length=self._max_length,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_cl.data.conversation import count_image_turns
+from llava_cl.data.conversation import IMAGE_MARKER, image_markers
 from llava_cl.errors import InputError
 from llava_cl.parsing import SURROGATE, parse_json, read_text, shown
 
@@ -18,6 +21,15 @@ MAX_PROBLEMS = 20
 """Most problems of one file that are listed one by one; the rest are counted."""
 
 RecordId = str | int
+
+_OTHER_NAMES = {
+    "image": "(image|img|picture|pic|photo)s?(paths?|files?|filenames?|names?|urls?)?",
+    "conversations": "conv|messages?|dialog(ue)?s?|turns?",
+    "text": "questions?|query|prompts?|instructions?",
+    "answer": "responses?|labels?|gt|(gt|groundtruth)(answer)?",
+    "question_id": "qid|ids?",
+}
+"""Key of a record -> what it is often called elsewhere, in small letters without others between."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +73,13 @@ def load_train_records(path: Path) -> list[TrainRecord]:
     """
     problems = _Problems(path)
     records = []
-    unseen = 0
+    seen = unseen = 0
     for index, raw in enumerate(_read_array(path)):
+        if isinstance(raw, dict) and {"text", "answer"} <= raw.keys() and "conversations" not in raw:
+            problems.add_alike(index, "text", "this is a question with its answer, no conversation to learn from")
+            continue
         found = len(problems)
-        record = _object(raw, index, problems)
+        record = _object(raw, index, problems, ("id", "image", "conversations"))
         named = next((key for key in ("id", "question_id") if isinstance(record.get(key), str | int)), None)
         id_: Any = record[named] if named else index
         if named and (fault := _id_fault(id_)):
@@ -73,14 +88,14 @@ def load_train_records(path: Path) -> list[TrainRecord]:
         turns = _conversations(record, index, problems)
         if len(problems) > found:
             continue
-        marked = count_image_turns(turns)
-        if images and marked > 1 and marked != len(images):
-            problems.add(
-                index, "conversations", f"{marked} turns show <image> but there are {len(images)} images: give one each"
-            )
-            continue
-        unseen += bool(images) and marked == 0
+        markers = image_markers(turns)
+        if fault := _marker_fault(len(images), markers):
+            problems.add(index, "conversations", fault)
+        seen += bool(images) and any(markers)
+        unseen += bool(images) and not any(markers)
         records.append(TrainRecord(id_, images, turns))
+    if unseen and not seen:
+        problems.add(0, "conversations", f"no turn of this file has {IMAGE_MARKER}, so that no image would be shown")
     problems.raise_any()
     if unseen:
         logger.warning("%s: %d records have an image but no turn with <image>; it is not used", path, unseen)
@@ -97,7 +112,10 @@ def load_question_records(path: Path) -> list[QuestionRecord]:
     records = []
     first_use: dict[str, int] = {}
     for index, raw in enumerate(_read_array(path)):
-        record = _object(raw, index, problems)
+        if isinstance(raw, dict) and "conversations" in raw and "text" not in raw:
+            problems.add_alike(index, "conversations", "this is a record to learn from, no question with its answer")
+            continue
+        record = _object(raw, index, problems, ("question_id", "image", "text", "answer"))
         id_: Any = record.get("question_id")
         fault = _id_fault(id_)
         if fault:
@@ -111,6 +129,8 @@ def load_question_records(path: Path) -> list[QuestionRecord]:
         images = _images(record, index, problems)
         text = _text(record, "text", index, problems)
         answer = _text(record, "answer", index, problems)
+        if fault := _marker_fault(len(images), [text.count(IMAGE_MARKER)]):
+            problems.add(index, "text", fault)
         records.append(QuestionRecord(id_, images, text, answer))
     problems.raise_any()
     return records
@@ -137,22 +157,26 @@ def load_caption_references(path: Path) -> dict[int, CaptionReference]:
     captions: dict[int, list[str]] = {}
     places: dict[int, int] = {}
     for index, raw in enumerate(content["images"]):
-        image = _object(raw, index, problems, "images")
-        id_ = image.get("id")
-        if isinstance(id_, bool) or not isinstance(id_, int) or id_ in names:
-            problems.add(index, "id", f"{shown(id_)} is not an integer or is used twice", "images")
+        image = _object(raw, index, problems, ("id", "file_name"), "images")
+        id_ = _number(image.get("id"))
+        if id_ is None or id_ in names:
+            problems.add(index, "id", f"{shown(image.get('id'))} is not an integer or is used twice", "images")
             continue
         names[id_] = _text(image, "file_name", index, problems, "images")
         captions[id_] = []
         places[id_] = index
     for index, raw in enumerate(content["annotations"]):
-        annotation = _object(raw, index, problems, "annotations")
+        annotation = _object(raw, index, problems, ("image_id", "caption"), "annotations")
+        found = len(problems)
         caption = _text(annotation, "caption", index, problems, "annotations")
-        image_id = annotation.get("image_id")
-        if not isinstance(image_id, bool) and isinstance(image_id, int) and image_id in captions:
+        if not caption.strip() and len(problems) == found:
+            problems.add(index, "caption", "is empty: take it out", "annotations")
+        image_id = _number(annotation.get("image_id"))
+        if image_id in captions:
             captions[image_id].append(caption)
         else:
-            problems.add(index, "image_id", f"{shown(image_id)} is the id of no image", "annotations")
+            what = f"{shown(annotation.get('image_id'))} is the id of no image"
+            problems.add(index, "image_id", what, "annotations")
     for id_, index in places.items():
         if not captions[id_]:
             what = f"image {shown(id_)} ({shown(names[id_])}) has no caption: get the complete file"
@@ -167,17 +191,27 @@ class _Problems:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._found: list[str] = []
+        self._alike: dict[tuple[str, str], tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._found)
 
     def add(self, index: int, field: str | None, what: str, part: str = "record") -> None:
-        where = f"{self._path}: {part}[{index}]" + (f", field {field!r}" if field else "")
+        where = f"{self._path}: {part}[{index}]" + (f", field {shown(field)}" if field else "")
         self._found.append(f"{where}: {what}")
+
+    def add_alike(self, index: int, field: str, what: str, part: str = "record") -> None:
+        """What all records of a file may have: told of the first that has it, and counted."""
+        place, others = self._alike.setdefault((field, what), (len(self._found), -1))
+        self._alike[field, what] = place, others + 1
+        if others < 0:
+            self.add(index, field, what, part)
 
     def raise_any(self) -> None:
         if not self._found:
             return
+        for place, others in self._alike.values():
+            self._found[place] += f" (and {others} more like it)" if others else ""
         hidden = len(self._found) - MAX_PROBLEMS
         more = [f"{self._path}: and {hidden} more problems"] if hidden > 0 else []
         raise InputError(*self._found[:MAX_PROBLEMS], *more)
@@ -197,11 +231,36 @@ def _read_array(path: Path) -> list[Any]:
     return content
 
 
-def _object(raw: Any, index: int, problems: _Problems, part: str = "record") -> dict[str, Any]:
-    if isinstance(raw, dict):
-        return raw
-    problems.add(index, None, f"is a {type(raw).__name__}, but must be an object", part)
-    return {}
+def _object(raw: Any, index: int, problems: _Problems, known: tuple[str, ...], part: str = "record") -> dict[str, Any]:
+    """The object, with what is in a key that is nearly a missing one of `known` under that, and told of."""
+    if not isinstance(raw, dict):
+        problems.add(index, None, f"is a {type(raw).__name__}, but must be an object", part)
+        return {}
+    renamed = {}
+    for name in known:
+        if raw.get(name) is None:
+            near = [key for key, value in raw.items() if value and key not in known and _is_near(key, name)]
+            if near:
+                problems.add_alike(index, near[0], f"is not known and {name!r} is missing: call it so", part)
+                renamed[name] = raw[near[0]]
+    return {**raw, **renamed} if renamed else raw
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_near(key: str, name: str) -> bool:
+    """Whether a key that is not known may have been meant for one that is."""
+    key, plain = (re.sub("[^a-z]|s$", "", text.lower()) for text in (key, name))
+    if key == plain or re.fullmatch(_OTHER_NAMES.get(name, name), key):
+        return True
+    mistyped = len(plain) > 3 and abs(len(key) - len(plain)) < 2
+    return mistyped and difflib.SequenceMatcher(None, key, plain).ratio() >= 0.8
+
+
+def _number(value: Any) -> int | None:
+    """An image id: an integer, also as text."""
+    if isinstance(value, str) and re.fullmatch("0|[1-9][0-9]{0,17}", value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _text(record: dict[str, Any], field: str, index: int, problems: _Problems, part: str = "record") -> str:
@@ -240,6 +299,19 @@ def _images(record: dict[str, Any], index: int, problems: _Problems) -> tuple[st
         problems.add(index, "image", "holds what no path can: a zero byte or half of a surrogate pair")
         return ()
     return tuple(paths)
+
+
+def _marker_fault(images: int, markers: Sequence[int]) -> str | None:
+    """What is wrong with the number of markers in each text of a record, given the number of its images."""
+    total, texts = sum(markers), sum(map(bool, markers))
+    if not images and total:
+        return f"has {IMAGE_MARKER}, but 'image' is missing: give the file's path there, or take {IMAGE_MARKER} out"
+    if total in (0, 1) or (total == images and texts in (1, images)):
+        return None
+    return (
+        f"{IMAGE_MARKER} stands {total} times, in {texts} turns, but there are {images} images: one for each, in one "
+        "turn or each in its own, or a single one for all"
+    )
 
 
 def _conversations(record: dict[str, Any], index: int, problems: _Problems) -> tuple[dict[str, str], ...]:

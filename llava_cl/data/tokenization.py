@@ -48,7 +48,7 @@ class TextEncoder:
             added[getattr(tokenizer, f"{name}_token")] = getattr(tokenizer, f"{name}_token_id")
         image_ids = {image_token_id, added.get(image_marker, image_token_id)}
         self._image_ids = image_ids
-        self._image_tokens = {image_marker, *(text for text, id_ in added.items() if id_ in image_ids)}
+        self._image_tokens = sorted({image_marker, *(text for text, id_ in added.items() if id_ in image_ids)})
         self._special = {text: id_ for text, id_ in added.items() if text not in self._image_tokens}
         longest_first = sorted(self._special, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")").split
@@ -68,14 +68,16 @@ class TextEncoder:
         return ids
 
     def _ordinary(self, text: str) -> list[int]:
-        """Ids of text without special tokens; a tokenizer that would see an image in it gets it in two parts."""
+        """Ids of text without special tokens; a tokenizer that would see images in it gets each in two parts."""
         ids = self._encode_piece(text)
         if self._image_ids.isdisjoint(ids):
             return ids
         for token in self._image_tokens:
-            head, found, tail = text.partition(token)
-            if found:
-                return self._ordinary(head + token[:1]) + self._ordinary(token[1:] + tail)
+            if token in text:
+                first, *rest = text.split(token)
+                pieces = [first, *(token[1:] + part for part in rest)]
+                ends = [token[:1]] * len(rest) + [""]
+                return [id_ for piece, end in zip(pieces, ends, strict=True) for id_ in self._ordinary(piece + end)]
         raise InputError(f"the text {text!r} has a token that stands for images: take the character out of it")
 
 

@@ -162,6 +162,14 @@ def test_word_level_image_token_cannot_come_from_text(word_level):
     assert not encoded["unmatched"]
 
 
+def test_a_text_may_hold_thousands_of_markers(word_level):
+    """More than Python calls may lie within one another."""
+    image_id = WORD_ID["<image>"]
+    encoded = encode(word_level, ["what", "a <image> cat " * 3000 + "<image>"], image=False, image_id=image_id)
+    word, *marker = (WORD_ID[text] for text in ("a", "<", "image", ">"))
+    assert answers(encoded) == [*[word, *marker, WORD_ID["cat"]] * 3000, *marker, WORD_ID["</s>"]]
+
+
 def test_word_level_unknown_words_are_supervised(word_level):
     encoded = encode(word_level, ["what", "zebra"], image=False)
     assert not encoded["unmatched"]

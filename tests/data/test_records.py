@@ -68,7 +68,7 @@ def test_every_train_problem_is_listed(write):
             {"image": [], "conversations": turns("x", "y")},
             {"image": ["a.png", 3], "conversations": turns("x", "y")},
             {"image": "a.png", "conversations": turns("<image> x", "y", "<image> z", "w")},
-            {"image": "a.png", "conversations": turns("\ud800", "y")},
+            {"image": "a.png", "conversations": turns("<image> \ud800", "y")},
         ]
     )
     found = problems(load_train_records, path)
@@ -100,10 +100,153 @@ def test_long_lists_of_problems_are_cut_with_a_count(write):
 
 
 def test_images_without_a_marker_are_reported(write, caplog):
-    path = write([{"image": "a.png", "conversations": turns("What?", "this")}] * 3)
+    unseen = {"image": "a.png", "conversations": turns("What?", "this")}
+    path = write([unseen, {"image": "a.png", "conversations": turns("<image> What?", "this")}, unseen])
     with caplog.at_level(logging.WARNING):
         assert len(load_train_records(path)) == 3
-    assert "3 records have an image but no turn with <image>" in caplog.text
+    assert "2 records have an image but no turn with <image>" in caplog.text
+
+
+def test_a_file_whose_images_no_turn_shows_is_refused(write):
+    path = write([{"conversations": turns("a", "b")}] + [{"image": "a.png", "conversations": turns("x", "y")}] * 3)
+    found = problems(load_train_records, path)
+    assert len(found) == 1
+    assert "<image>" in found[0]
+
+
+IN_PLACE_OF_IMAGE = [
+    "images",
+    "Image",
+    "IMAGE",
+    "image_path",
+    "imagePath",
+    "image_file",
+    "img",
+    "imgs",
+    "picture",
+    "pictures",
+    "pic",
+    "photo",
+    "image_url",
+    "image_1",
+    "imgae",
+]
+
+
+@pytest.mark.parametrize("key", [*IN_PLACE_OF_IMAGE, "image ", " image", "Image Path", "imag"])
+@pytest.mark.parametrize("value", ["a.png", ["a.png"]])
+def test_a_key_in_place_of_image_is_refused_and_told_once(key, value, write):
+    question = {"question_id": 1, "text": "x", "answer": "y", key: value}
+    said = f"record[0], field {key!r}: is not known and 'image' is missing: call it so"
+    assert problems(load_question_records, write([question])) == (f"{write([question])}: {said}",)
+    for other in ({}, {"image": None}):
+        path = write([{**other, "conversations": turns("<image> x", "y"), key: value}] * 5)
+        assert problems(load_train_records, path) == (f"{path}: {said} (and 4 more like it)",)
+
+
+@pytest.mark.parametrize(
+    ("known", "key"),
+    [
+        ("question_id", "questionId"),
+        ("question_id", "id"),
+        ("text", "question"),
+        ("text", "Text"),
+        ("text", "prompt"),
+        ("answer", "answers"),
+        ("answer", "label"),
+        ("answer", "anwser"),
+    ],
+)
+def test_keys_of_questions_that_are_called_otherwise(known, key, write):
+    question = {"question_id": 1, "text": "x", "answer": "y"}
+    question[key] = question.pop(known)
+    found = problems(load_question_records, write([question]))
+    assert len(found) == 1
+    assert f"field {key!r}: is not known and {known!r} is missing" in found[0]
+
+
+@pytest.mark.parametrize("key", ["conversation", "Conversations", "messages", "conversatoins"])
+def test_conversations_that_are_called_otherwise(key, write):
+    found = problems(load_train_records, write([{key: turns("x", "y"), "ID": 3}]))
+    assert [problem.split(": ")[1] for problem in found] == ["record[0], field 'ID'", f"record[0], field {key!r}"]
+
+
+def test_keys_of_captions_that_are_called_otherwise(write):
+    path = write(
+        {
+            "images": [{"Id": 1, "filename": "a.jpg"}],
+            "annotations": [{"imageId": 1, "caption": "x"}, {"image_id": 1, "Caption": "x"}],
+        }
+    )
+    found = "\n".join(problems(load_caption_references, path))
+    for place in ("images[0], field 'Id'", "images[0], field 'filename'", "annotations[0], field 'imageId'"):
+        assert place in found
+    assert "annotations[1], field 'Caption': is not known and 'caption' is missing" in found
+    assert found.count("\n") == 3
+
+
+def test_other_keys_are_allowed_also_beside_those_they_are_like(write):
+    extra = {"image_id": "COCO_1", "source": "a.png", "type": "x", "Image": "b.png", "1": 1, "": 2, "width": 3}
+    train = {"id": 1, "image": "a.png", "conversations": turns("<image> x", "y"), **extra}
+    assert load_train_records(write([train]))[0].images == ("a.png",)
+    blind = {"conversations": turns("x", "y"), "images": [], "picture": None, "image_id": "COCO_1", "uid": 3, "1": 1}
+    assert load_train_records(write([train, blind]))[1] == TrainRecord(1, (), tuple(turns("x", "y")))
+    question = {"question_id": 1, "id": 5, "text": "x", "answer": "y", "question": "z", "images": [], "label": 3}
+    assert load_question_records(write([question])) == [QuestionRecord(1, (), "x", "y")]
+
+
+MARKERS = [
+    # images, markers in each turn of the human, whether that fits
+    (0, (0,), True),
+    (0, (1,), False),
+    (0, (0, 2), False),
+    (1, (1,), True),
+    (1, (2,), False),
+    (1, (1, 1), False),
+    (2, (1,), True),
+    (2, (2,), True),
+    (2, (1, 1), True),
+    (2, (2, 1), False),
+    (2, (2, 0), True),
+    (3, (2,), False),
+    (3, (1, 1), False),
+    (3, (2, 1), False),
+    (3, (4,), False),
+    (3, (1, 1, 1), True),
+    (4, (2, 2), False),
+]
+
+
+@pytest.mark.parametrize(("images", "markers", "fits"), MARKERS)
+def test_the_number_of_markers_is_that_of_images_or_one(images, markers, fits, write):
+    names = [f"{number}.png" for number in range(images)]
+    texts = [text for number in markers for text in ("<image>" * number + "x", "y")]
+    train = write([{"image": names or None, "conversations": turns(*texts)}])
+    if fits:
+        assert len(load_train_records(train)) == 1
+    else:
+        assert "record[0], field 'conversations'" in problems(load_train_records, train)[0]
+    if len(markers) == 1:
+        test = write([{"question_id": 1, "image": names or None, "text": texts[0], "answer": "y"}])
+        if fits:
+            assert len(load_question_records(test)) == 1
+        else:
+            assert "record[0], field 'text'" in problems(load_question_records, test)[0]
+
+
+def test_a_marker_in_an_answer_or_a_dropped_turn(write):
+    assert load_train_records(write([{"conversations": turns("<image>", "x", "y", first="gpt")}]))
+    assert "<image>" in problems(load_train_records, write([{"conversations": turns("x", "an <image>")}]))[0]
+
+
+def test_a_file_of_the_other_kind_is_told_once(write):
+    train = {"id": 1, "image": "a.png", "conversations": turns("<image> x", "y")}
+    path = write([train] * 120)
+    said = "record[0], field 'conversations': this is a record to learn from, no question with its answer"
+    assert problems(load_question_records, path) == (f"{path}: {said} (and 119 more like it)",)
+    path = write([{"question_id": 1, "image": "a.png", "text": "x", "answer": "y"}] * 120)
+    said = "record[0], field 'text': this is a question with its answer, no conversation to learn from"
+    assert problems(load_train_records, path) == (f"{path}: {said} (and 119 more like it)",)
 
 
 @pytest.mark.parametrize("load", [load_train_records, load_question_records, load_caption_references])
@@ -167,9 +310,9 @@ def test_caption_references(write):
     path = write(
         {
             "categories": [],
-            "images": [{"id": 2, "file_name": "b.jpg"}, {"id": 1, "file_name": "a.jpg"}],
+            "images": [{"id": "2", "file_name": "b.jpg"}, {"id": 1, "file_name": "a.jpg"}],
             "annotations": [
-                {"id": 1, "image_id": 1, "caption": "one"},
+                {"id": 1, "image_id": "1", "caption": "one"},
                 {"id": 2, "image_id": 2, "caption": "two"},
                 {"id": 3, "image_id": 1, "caption": "uno"},
             ],
@@ -198,6 +341,21 @@ def test_every_caption_problem_is_listed(write):
     ):
         assert expected in found
     assert "lists 'images' and 'annotations'" in problems(load_caption_references, write({"images": []}))[0]
+
+
+@pytest.mark.parametrize("caption", ["", " ", "\n\t"])
+def test_empty_captions_are_refused(caption, write):
+    content = {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "caption": caption}] * 2}
+    found = problems(load_caption_references, write(content))
+    assert [problem.split(": ", 1)[1] for problem in found] == [
+        f"annotations[{index}], field 'caption': is empty: take it out" for index in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("id_", ["", "01", "x", "1.0", 1.0, None, "²", "9" * 5000, -1.5])
+def test_what_is_no_image_id(id_, write):
+    content = {"images": [{"id": id_, "file_name": "a"}], "annotations": []}
+    assert "images[0], field 'id'" in problems(load_caption_references, write(content))[0]
 
 
 def test_ids_and_paths_that_no_file_can_hold(write):

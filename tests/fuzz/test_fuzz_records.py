@@ -70,6 +70,10 @@ def text(value: Any) -> bool:
     return isinstance(value, str) and not any(0xD800 <= ord(letter) < 0xE000 for letter in value)
 
 
+def number(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
 def whole(value: Any) -> bool:
     return type(value) is int
 
@@ -80,8 +84,30 @@ def images(record: dict[str, Any]) -> bool:
     return value is None or (bool(paths) and all(text(path) and path and "\0" not in path for path in paths))
 
 
+def misnamed(record: dict[str, Any], *names: str) -> bool:
+    """Whether a key that is missing is there in other letters, of which all but one are the same in the same order."""
+    return any(
+        value and key not in names and like(re.sub("[^a-z]|s$", "", key.lower()), name)
+        for name in names
+        if record.get(name) is None
+        for key, value in record.items()
+    )
+
+
+def like(key: str, name: str) -> bool:
+    longer = max(len(key), len(name))
+    if name == "id" or longer > len(name) + 1:
+        return key == name
+    lengths = [[0] * (len(name) + 1) for _ in range(len(key) + 1)]
+    for i, letter in enumerate(key):
+        for j, other in enumerate(name):
+            same = lengths[i][j] + 1 if letter == other else 0
+            lengths[i + 1][j + 1] = max(same, lengths[i][j + 1], lengths[i + 1][j])
+    return lengths[-1][-1] >= longer - 1
+
+
 def train_record(record: Any) -> bool:
-    if not isinstance(record, dict) or not images(record):
+    if not isinstance(record, dict) or not images(record) or misnamed(record, "id", "image"):
         return False
     named = [record[key] for key in ("id", "question_id") if isinstance(record.get(key), bool | str | int)]
     if named and not (whole(named[0]) or text(named[0])):
@@ -92,21 +118,39 @@ def train_record(record: Any) -> bool:
     roles = [turn.get("from") for turn in turns]
     if any(role != ("human", "gpt")[(at + (roles[0] == "gpt")) % 2] for at, role in enumerate(roles)):
         return False
-    marked = sum("<image>" in turn["value"] for turn in turns)
-    shown = record.get("image") or []
-    fits = not shown or marked < 2 or marked == (1 if isinstance(shown, str) else len(shown))
-    return "human" in roles and any(turn["value"].split() for turn in turns) and fits
+    return "human" in roles and any(turn["value"].split() for turn in turns) and marked(record, *markers(record))
+
+
+def markers(record: dict[str, Any]) -> list[int]:
+    turns = record["conversations"]
+    return [turn["value"].count("<image>") for turn in turns[turns[0]["from"] == "gpt" :]]
+
+
+def marked(record: dict[str, Any], *found: int) -> bool:
+    """Whether the number of markers in each text fits that of the images."""
+    shown = record.get("image")
+    images = 0 if shown is None else 1 if isinstance(shown, str) else len(shown)
+    if sum(found) == 0:
+        return True
+    texts = [number for number in found if number]
+    together = len(texts) == 1 and texts[0] in (1, images)
+    return images > 0 and (together or texts == [1] * images)
 
 
 def question_record(record: Any) -> bool:
     if not isinstance(record, dict) or not images(record):
         return False
     id_ = record.get("question_id")
+    if misnamed(record, "image") or not text(record.get("text")) or not marked(record, record["text"].count("<image>")):
+        return False
     return (whole(id_) or text(id_)) and text(record.get("text")) and text(record.get("answer"))
 
 
 def train_file(content: Any) -> bool:
-    return isinstance(content, list) and bool(content) and all(map(train_record, content))
+    if not isinstance(content, list) or not content or not all(map(train_record, content)):
+        return False
+    shown = [sum(markers(record)) for record in content if record.get("image") is not None]
+    return not shown or any(shown)
 
 
 def question_file(content: Any) -> bool:
@@ -123,11 +167,13 @@ def caption_file(content: Any) -> bool:
         isinstance(shown, list) and isinstance(said, list) and all(isinstance(item, dict) for item in shown + said)
     ):
         return False
-    ids = [item.get("id") for item in shown]
-    named = [item.get("image_id") for item in said]
+    ids = [number(item.get("id")) for item in shown]
+    named = [number(item.get("image_id")) for item in said]
     sound = all(map(whole, ids + named)) and len(set(ids)) == len(ids) and set(named) == set(ids)
     return (
-        sound and all(text(item.get("file_name")) for item in shown) and all(text(item.get("caption")) for item in said)
+        sound
+        and all(text(item.get("file_name")) for item in shown)
+        and all(text(item.get("caption")) and item["caption"].strip() for item in said)
     )
 
 
