@@ -5,10 +5,11 @@ YAML is read by PyYAML's safe loader in Python: libyaml's recurses on the C stac
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def shown(value: Any) -> str:
 def foreign(start: bytes) -> str | None:
     """What a file is, and what to do, where it begins like one that is often in another's place; 512 bytes do."""
     return next((what for pattern, what in _FOREIGN if pattern.match(start)), None)
+
+
+def near_miss(given: object, known: Iterable[str]) -> str:
+    """A sentence for the message about an unknown name, with a space before it, if a known one is like it."""
+    names = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(str(given).lower(), names, n=1)
+    return f" Did you mean {shown(names[found[0]])}?" if found else ""
 
 
 def read_text(path: Path, advice: str = "", limit: int | None = None) -> str:
@@ -100,14 +108,36 @@ def parse_json(text: str, where: str, *, line: int | None = None, hint: str = ""
         raise InputError(f"{where}:{f' line {line}:' if line else ''} not valid JSON ({fault}).") from error
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, for which 1e-4 is a number; numbers that not everybody reads the same are refused."""
+
+    def _number(self, node: yaml.ScalarNode) -> int | float:
+        if re.search("[_:xb]|^[-+]?0[0-9]", node.value):
+            raise _fault(node, "is a number that can be read in two ways: write plain digits, or text in quotes")
+        number: int | float = self.construct_yaml_int(node) if node.tag == _INT else self.construct_yaml_float(node)
+        return number
+
+
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.add_constructor(_INT, _Loader._number)
+_Loader.add_constructor(_FLOAT, _Loader._number)
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?0[0-9]+$"), "-+0")
+_Loader.add_implicit_resolver(_FLOAT, re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), "-+.0123456789")
+
+
+def _fault(node: yaml.ScalarNode, what: str) -> yaml.YAMLError:
+    return yaml.YAMLError(f"line {node.start_mark.line + 1}: {shown(node.value)} {what}")
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """A YAML text's value, of the types of the safe loader.
 
     Raises:
-        InputError: not YAML, nested too deeply, or aliases that multiply to more than `MAX_YAML_VALUES` values.
+        InputError: not YAML, nested too deeply, a key that a mapping has twice, a number of which not everybody reads
+            the same, or aliases that multiply to more than `MAX_YAML_VALUES` values.
     """
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -129,6 +159,7 @@ def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
 
     Raises:
         RecursionError: nested too deeply, or a node within itself.
+        yaml.YAMLError: a key that a mapping has twice.
         ValueError: a text that no file can hold.
     """
     if isinstance(node, yaml.ScalarNode) and SURROGATE.search(node.value):
@@ -142,6 +173,11 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
     if isinstance(node, yaml.SequenceNode):
         yield from node.value
     elif isinstance(node, yaml.MappingNode):
+        keys = set()
         for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in keys:
+                    raise _fault(key, "is given twice in one mapping; keep one")
+                keys.add((key.tag, key.value))
             yield key
             yield value

@@ -8,8 +8,21 @@ from typing import Any
 import pytest
 import yaml
 
-from llava_cl.config import RunConfig, apply_overrides, load_config, validate_config
+from llava_cl.config import (
+    DistributedConfig,
+    EvaluationConfig,
+    ImagesConfig,
+    MeasurementConfig,
+    RunConfig,
+    TrainingConfig,
+    apply_overrides,
+    load_benchmark,
+    load_config,
+    validate_config,
+)
+from llava_cl.config.loading import _names_beside
 from llava_cl.errors import InputError
+from llava_cl.parsing import parse_yaml
 
 
 def _content(**changes: Any) -> dict[str, Any]:
@@ -274,3 +287,214 @@ def test_every_documented_field_exists_with_its_default() -> None:
     config = RunConfig.model_validate({**_content(), "name": "defaults"})
     assert (config.seed, config.model.dtype, config.training.epochs) == (42, "bfloat16", 1)
     assert (config.measurement.ratio, config.evaluation.zero_shot, config.distributed.deepspeed) == (0.2, True, None)
+
+
+QUOTES = "Put it in quotes if it is meant as text."
+BOOLEANS = "YAML reads yes, no, on and off as true and false."
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.learning_rate=on", f"training.learning_rate: must be a number, is true. {BOOLEANS}"),
+        ("unmatched_limit=on", f"unmatched_limit: must be a number, is true. {BOOLEANS}"),
+        ("training.epochs=yes", f"training.epochs: must be a whole number, is true. {BOOLEANS}"),
+        ("training.epochs=2.0", "training.epochs: must be a whole number, is 2.0."),
+        ("seed=no", f"seed: must be a whole number, is false. {BOOLEANS}"),
+        ("seed='3'", "seed: must be a whole number, is '3'."),
+        ("lora.rank=true", f"lora.rank: must be a whole number, is true. {BOOLEANS}"),
+        ("lora.alpha='8'", "lora.alpha: must be a number, is '8'."),
+        ("lora.targets=[]", "lora.targets: must have at least 1 entries, is []."),
+        ("lora.targets=[on]", f"lora.targets.0: must be text, is true. {QUOTES}"),
+        ("lora.targets=q_proj", "lora.targets: must be a list, is 'q_proj'."),
+        ("name=123", f"name: must be text, is 123. {QUOTES}"),
+        ("name=2024-01-31", f"name: must be text, is datetime.date(2024, 1, 31). {QUOTES}"),
+        ("data_root=12", f"data_root: must be a path, is 12. {QUOTES}"),
+        ("model.path=off", f"model.path: must be a path, is false. {QUOTES}"),
+        ("model.cosine_heads=1", "model.cosine_heads: must be true or false, is 1."),
+        (
+            "model.truncate={vision: {q_proj: on}}",
+            f"model.truncate.vision.q_proj: must be a number, is true. {BOOLEANS}",
+        ),
+        ("images.resize=[8, yes]", f"images.resize.1: must be a whole number, is true. {BOOLEANS}"),
+        ("images.resize=[8, 8, 8]", "images.resize: must have at most 2 entries, is [8, 8, 8]."),
+        ("images.resize=big", "images.resize: must be a whole number or a list, is 'big'."),
+        ("measurement.sums=on", f"measurement.sums: must be 'device' or 'host' or a number, is true. {BOOLEANS}"),
+        ("measurement.sums=-1", "measurement.sums: must be more than 0, is -1."),
+        ("evaluation.split=off", f"evaluation.split: must be 'test' or 'validation', is false. {BOOLEANS}"),
+        ("training.scheduler=cosin", "'steps' or 'one_cycle', is 'cosin'. Did you mean 'cosine'?"),
+        ("training.per_task={One: {epochs: yes}}", "training.per_task.One.epochs: must be a whole number, is true."),
+        ("training.per_task={One: {epoch: 1}}", "training.per_task.One.epoch: unknown key. Did you mean 'epochs'?"),
+        ("training.per_task={on: {epochs: 1}}", f"training.per_task.true (a key): must be text, is true. {QUOTES}"),
+        ("training.per_task={Onee: {epochs: 1}}", "no task of the benchmark: Onee. Did you mean 'One'?"),
+        ("training.micro_bach=1", "training.micro_bach: unknown key. Did you mean 'micro_batch'?"),
+        ("benchmark.aliases={Colour: /abs}", "'/abs' must be relative to data_root, and below it"),
+        ("benchmark.aliases={a: b/../../c}", "'b/../../c' must be relative to data_root, and below it"),
+        ("benchmark.evaluate=no", f"benchmark.evaluate: must be 'all' or 'seen', is false. {BOOLEANS}"),
+    ],
+)
+def test_types_are_strict_and_told_in_the_users_words(base: Path, override: str, said: str) -> None:
+    (problem,) = _problems(base, override)
+    assert said in problem
+    assert "Input should" not in problem
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"classes": "[no, yes]"}, f"classes.0: must be text or a whole number, is false. {QUOTES}"),
+        ({"classes": "[1.0, 2.0]"}, f"classes.0: must be text or a whole number, is 1.0. {QUOTES}"),
+        ({"classes": "true"}, f"classes: must be a whole number or a list, is true. {BOOLEANS}"),
+        ({"classes": "1"}, "classes: must be at least 2, is 1."),
+        ({"classes": "[a]"}, "classes: must have at least 2 entries, is ['a']."),
+        ({"classes": "[../a, b]"}, "'../a' must be the name of a folder"),
+        ({"classes": "[a, b]", "names": "{no: x}"}, f"names.false (a key): must be text, is false. {QUOTES}"),
+        ({"classes": "[a, b]", "template": "on"}, f"template: must be text, is true. {QUOTES}"),
+        ({"classes": "[a, b]", "train": "../x"}, "'../x' must be relative to data_root, and below it"),
+        ({"classes": "[a, b]", "records": "{test: on}"}, f"records.test: must be a whole number, is true. {BOOLEANS}"),
+        ({"images": "i", "scorer": "exact", "suffix_by_answer": "{yes: x}"}, "suffix_by_answer.true (a key): must be"),
+        ({"images": "i", "scorer": "exact", "references": "a/../../r"}, "'a/../../r' must be relative to data_root"),
+    ],
+)
+def test_a_benchmark_file_is_as_strict(fields: dict[str, str], said: str, tmp_path: Path) -> None:
+    file = tmp_path / "stream.yaml"
+    lines = [f"    {key}: {value}\n" for key, value in {"train": "a", "test": "b", **fields}.items()]
+    file.write_text(f"name: stream\ntasks:\n  - name: One\n{''.join(lines)}")
+    with pytest.raises(InputError) as error:
+        load_benchmark(file)
+    assert f"{file}: benchmark." not in str(error.value)
+    assert any(said in problem for problem in error.value.problems), error.value.problems
+
+
+def test_names_of_classes_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "names.json").write_text('{"a": true}')
+    with pytest.raises(InputError, match=r"names\.json: 'a': a class folder and its name must both be strings"):
+        _names_beside(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1E5", 1e5),
+        ("-2.e3", -2e3),
+        (".5e1", 5.0),
+        ("1.5e+3", 1500.0),
+        ("+5", 5),
+        ("0", 0),
+        ("-0.5", -0.5),
+    ],
+)
+def test_numbers_as_they_are_usually_written(text: str, value: float) -> None:
+    read = parse_yaml(f"a: {text}", "x")["a"]
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "text", ["0100", "08", "-010", "1:30", "1:30.5", "0x1f", "0b1", "1_000", "01.5", "!!int '0100'"]
+)
+def test_numbers_that_can_be_read_in_two_ways_are_refused_with_their_line(base: Path, text: str) -> None:
+    base.write_text(f"{base.read_text()}\nseed: {text}\n")
+    (problem,) = _problems(base)
+    line = base.read_text().count("\n")
+    assert f"{base}: not valid YAML: line {line}: " in problem
+    assert "write plain digits, or text in quotes" in problem
+
+
+@pytest.mark.parametrize("text", ["training: {epochs: 2}", "training: {}", "'training': {}"])
+def test_a_key_given_twice_is_refused_with_its_line(base: Path, text: str) -> None:
+    base.write_text(f"{base.read_text()}\n{text}\n")
+    (problem,) = _problems(base)
+    assert f"line {base.read_text().count(chr(10))}: 'training' is given twice in one mapping; keep one" in problem
+    with pytest.raises(InputError, match="line 1: 'a' is given twice"):
+        parse_yaml("[{b: 1, a: 1, a: 2}]", "x")
+    assert parse_yaml("a: &a {k: 1}\nb: {<<: *a, k: 2}\nc: {k: 3}", "x")["b"] == {"k": 2}
+
+
+NULLS = {
+    "benchmark.aliases": {},
+    "benchmark.probes": (),
+    "method.options": {},
+    "method.parts": {},
+    "model.truncate": {},
+    "training.per_task": {},
+    "training.milestones": (),
+    "images": ImagesConfig(),
+    "measurement": MeasurementConfig(),
+    "evaluation": EvaluationConfig(),
+    "distributed": DistributedConfig(),
+}
+
+
+@pytest.mark.parametrize("key", NULLS)
+def test_null_over_a_section_that_is_not_there_is_as_if_it_were_not_given(base: Path, key: str) -> None:
+    content = _content(method={"name": "sequential"})
+    child = _write(base, content).with_name("child.yaml")
+    nested: Any = None
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    config: Any = load_config(_write(child, {"extends": "base.yaml", **nested}))
+    for part in key.split("."):
+        config = getattr(config, part)
+    assert config == NULLS[key]
+
+
+def test_null_within_a_mapping_of_mappings_is_as_if_it_were_not_given(base: Path) -> None:
+    assert load_config(base, ["training.per_task.One=null"]).training.per_task == {}
+    assert load_config(base, ["method.parts.vision=null"]).method.parts == {}
+    assert load_config(base, ["method.options.weight_energy=null"]).method.options["weight_energy"] is None
+    assert "is null" in _problems(base, "training.epochs=null")[0]
+
+
+def test_a_benchmark_with_own_tasks_replaces_the_inherited_one_as_a_whole(base: Path) -> None:
+    content = _content()
+    task = content["benchmark"]["tasks"][0]
+    content["benchmark"] |= {
+        "description": "of the parent",
+        "probes": [{**task, "name": "Probe"}],
+        "aliases": {"a": "b"},
+    }
+    child = _write(base, content).with_name("child.yaml")
+    own = {"name": "mine", "tasks": [{**task, "name": "Own"}]}
+    benchmark = load_config(_write(child, {"extends": "base.yaml", "benchmark": own})).benchmark
+    assert (benchmark.probes, benchmark.aliases, benchmark.description) == ((), {}, "")
+    assert [each.name for each in benchmark.tasks] == ["Own"]
+    kept = load_config(_write(child, {"extends": "base.yaml", "benchmark": {"name": "renamed"}})).benchmark
+    assert (kept.name, len(kept.tasks), len(kept.probes), kept.description) == ("renamed", 2, 1, "of the parent")
+
+
+def test_another_method_has_none_of_the_inherited_options(base: Path) -> None:
+    child = base.with_name("child.yaml")
+    own = {"extends": "base.yaml", "method": {"name": "splitlora", "options": {"alpha": 2}}}
+    assert load_config(_write(child, own)).method.options == {"alpha": 2}
+    for order in (
+        ["method.name=splitlora", "method.options.alpha=2"],
+        ["method.options.alpha=2", "method.name=splitlora"],
+    ):
+        assert load_config(base, order).method.options == {"alpha": 2}
+    same = {"extends": "base.yaml", "method": {"name": "keeplora", "options": {"b": "gradient"}}}
+    assert load_config(_write(child, same)).method.options == {"energy": 0.9, "b": "gradient"}
+
+
+@pytest.mark.parametrize(
+    ("configured", "ranks", "expected"),
+    [
+        ((16, 8), 1, 8),
+        ((16, 8), 2, 8),
+        ((16, 8), 4, 4),
+        ((16, 6), 1, 4),
+        ((24, 8), 2, 6),
+        ((64, 8), 8, 8),
+        ((14, 7), 2, 7),
+    ],
+)
+def test_the_micro_batch_divides_the_share_of_a_rank(configured: tuple[int, int], ranks: int, expected: int) -> None:
+    """Computed by hand: the largest divisor of global batch / ranks that is at most the configured one."""
+    training = TrainingConfig(learning_rate=1, global_batch=configured[0], micro_batch=configured[1])
+    assert training.micro_batch_for(ranks) == expected
+
+
+def test_ranks_that_cannot_share_the_global_batch_are_refused() -> None:
+    with pytest.raises(InputError, match="3 ranks cannot share 16 samples evenly"):
+        TrainingConfig(learning_rate=1, global_batch=16, micro_batch=8).micro_batch_for(3)

@@ -1,10 +1,8 @@
 """The run configuration: what it can say, and how it is read."""
 
+from llava_cl.config.benchmark import AnyTask, BenchmarkConfig, ClassTaskConfig, Part, TaskConfig
 from llava_cl.config.loading import apply_overrides, load_benchmark, load_config, shipped_benchmarks, validate_config
 from llava_cl.config.schema import (
-    AnyTask,
-    BenchmarkConfig,
-    ClassTaskConfig,
     DistributedConfig,
     EvaluationConfig,
     ImagesConfig,
@@ -12,12 +10,11 @@ from llava_cl.config.schema import (
     MeasurementConfig,
     MethodConfig,
     ModelConfig,
-    Part,
     RunConfig,
-    TaskConfig,
     TaskTraining,
     TrainingConfig,
 )
+from llava_cl.config.section import Section, checked
 
 __all__ = [
     "AnyTask",
@@ -32,10 +29,12 @@ __all__ = [
     "ModelConfig",
     "Part",
     "RunConfig",
+    "Section",
     "TaskConfig",
     "TaskTraining",
     "TrainingConfig",
     "apply_overrides",
+    "checked",
     "load_benchmark",
     "load_config",
     "shipped_benchmarks",

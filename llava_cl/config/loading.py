@@ -2,8 +2,8 @@
 
 A run file names a benchmark, a model and a method (each a YAML file of its own, or the same content
 inline) and holds the hyper-parameters. `extends: other.yaml` starts from another run file. Every path is
-relative to the file in which it is written. A section that names a file replaces the inherited one; one that
-is written inline changes only the keys it has.
+relative to the file in which it is written. A section that names a file replaces the inherited one, and so does a
+benchmark with tasks of its own or another method; any other mapping changes only the keys it has. A list replaces.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
-
-from llava_cl.config.schema import KINDS, AnyTask, BenchmarkConfig, ClassTaskConfig, RunConfig
+from llava_cl.config.benchmark import AnyTask, BenchmarkConfig, ClassTaskConfig
+from llava_cl.config.schema import RunConfig
+from llava_cl.config.section import Section, checked
 from llava_cl.errors import InputError
-from llava_cl.parsing import MAX_YAML_BYTES, parse_yaml, read_text, shown
+from llava_cl.parsing import MAX_YAML_BYTES, near_miss, parse_yaml, read_text, shown
 
 _SHIPPED = Path(__file__).resolve().parents[2] / "configs"
 _PATHS = ((None, "data_root"), ("model", "path"), ("model", "vision_tower"), ("distributed", "deepspeed"))
 _FILE_SECTIONS = ("benchmark", "model", "method")
-_Model = TypeVar("_Model", bound=BaseModel)
+_WHOLE = {"benchmark": "tasks", "method": "name"}
+"""Sections that replace an inherited one as a whole where they have another value under this key."""
+_Section = TypeVar("_Section", bound=Section)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -36,6 +38,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` on top of `base`, section by section; null removes an inherited section."""
     merged = dict(base)
+    for section, key in _WHOLE.items():
+        before, now = (side.get(section) for side in (base, over))
+        if (
+            isinstance(before, Mapping)
+            and isinstance(now, Mapping)
+            and now.get(key, before.get(key)) != before.get(key)
+        ):
+            del merged[section]
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = _merge(merged[key], value)
@@ -90,7 +100,7 @@ def _load_content(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in seen:
         raise InputError(f"{path}: extends itself through {' -> '.join(str(p.name) for p in seen)}.")
     content = _read_yaml(path)
-    from_files = [section for section in _FILE_SECTIONS if isinstance(content.get(section), str)]
+    replacing = [section for section in _FILE_SECTIONS if isinstance(content.get(section), str)]
     content = _resolve(content, path.parent, str(path))
     base = content.pop("extends", None)
     if base is not None:
@@ -98,7 +108,7 @@ def _load_content(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
             raise InputError(f"{path}: extends: must be the path of a run file, is {shown(base)}.")
         with _named_by(str(path), "extends"):
             inherited = _load_content(_place(path.parent, base), (*seen, path))
-        content = _merge({key: value for key, value in inherited.items() if key not in from_files}, content)
+        content = _merge({key: value for key, value in inherited.items() if key not in replacing}, content)
     return content
 
 
@@ -123,7 +133,9 @@ def apply_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dic
         InputError: an override without `=`, or whose value is not YAML.
     """
     result = dict(content)
-    for override in overrides:
+    replacing = tuple(f"{section}.{key}=" for section, key in _WHOLE.items())
+    # These first, so that they do not take back what others set.
+    for override in sorted(overrides, key=lambda override: not override.startswith(replacing)):
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise InputError(f"--set {override}: write it as key=value, for example training.epochs=2.")
@@ -199,7 +211,10 @@ def _with_folders(benchmark: BenchmarkConfig, root: Path) -> BenchmarkConfig:
         folders = tuple(found[name] if isinstance(name, int) else name for name in wanted)
         strange = sorted(set(task.names) - set(folders))
         if strange:
-            problems.append(f"benchmark task {task.name}, names: {', '.join(strange)} is no folder of its classes.")
+            close = near_miss(strange[0], folders)
+            problems.append(
+                f"benchmark task {task.name}, names: {', '.join(strange)} is no folder of its classes.{close}"
+            )
         return task.model_copy(update={"classes": folders, "names": {**_names_beside(place), **task.names}})
 
     resolved = benchmark.with_each(named)
@@ -225,19 +240,5 @@ def _names_beside(folder: Path) -> dict[str, str]:
     return content
 
 
-def _validated(model: type[_Model], content: Mapping[str, Any], source: str) -> _Model:
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        problems = []
-        for item in error.errors(include_url=False, include_context=False, include_input=False):
-            # Of a union pydantic also names the kind of task that it took.
-            place = [
-                part
-                for last, part in zip((None, *item["loc"]), item["loc"], strict=False)
-                if not (isinstance(last, int) and part in KINDS)
-            ]
-            where = ".".join(str(part) if len(str(part)) <= 100 else shown(part) for part in place) or "the file"
-            reason = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
-            problems.append(f"{source}: {where}: {reason}")
-        raise InputError(*problems) from error
+def _validated(model: type[_Section], content: Mapping[str, Any], source: str) -> _Section:
+    return checked(model, content, lambda key: f"{source}: {key or 'the file'}")

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llava_cl.config import MethodConfig
+from llava_cl.config import MethodConfig, Section, checked
 from llava_cl.errors import InputError
+from llava_cl.parsing import near_miss, shown
 
 
-class MethodOptions(BaseModel):
-    """Base of a method's options: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class MethodOptions(Section):
+    """Base of a method's options: unknown keys are errors, types are strict."""
 
 
 class LoraFactors(NamedTuple):
@@ -188,20 +186,13 @@ def build_method(config: MethodConfig, part: str = "") -> Method:
     """
     methods = _methods()
     if config.name not in methods:
-        raise InputError(f"method.name: unknown '{config.name}'; known: {', '.join(sorted(methods))}.")
+        known = ", ".join(sorted(methods))
+        close = near_miss(config.name, methods)
+        raise InputError(f"method.name: unknown {shown(config.name)}; known: {known}.{close}")
     cls, options = methods[config.name]
-    try:
-        return cls(options.model_validate({**config.options, **config.parts.get(part, {})}))
-    except ValidationError as error:
-        raise InputError(
-            *(
-                f"method.{_section(config, part, item['loc'])}.{'.'.join(map(str, item['loc']))} of {config.name}: "
-                f"{item['msg']}"
-                for item in error.errors()
-            )
-        ) from error
+    own = config.parts.get(part, {})
 
+    def place(key: str) -> str:
+        return f"method.{f'parts.{part}' if key in own else 'options'}.{key} of {config.name}"
 
-def _section(config: MethodConfig, part: str, place: tuple[int | str, ...]) -> str:
-    """Where a configuration states an option."""
-    return f"parts.{part}" if place[0] in config.parts.get(part, {}) else "options"
+    return cls(checked(options, {**config.options, **own}, place))

@@ -14,6 +14,7 @@ from torch import nn
 
 from llava_cl.config import ClassTaskConfig, ModelConfig
 from llava_cl.errors import InputError
+from llava_cl.parsing import near_miss, shown
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +168,8 @@ def family(config: ModelConfig) -> ModelFamily:
     """
     families = _families()
     if config.family not in families:
-        raise InputError(f"model.family: unknown '{config.family}'; known: {', '.join(sorted(families))}.")
+        known, close = ", ".join(sorted(families)), near_miss(config.family, families)
+        raise InputError(f"model.family: unknown {shown(config.family)}; known: {known}.{close}")
     if config.family != "clip" and (config.truncate or config.cosine_heads):
         raise InputError(f"model.truncate and model.cosine_heads are for 'clip', not for '{config.family}'.")
     return families[config.family](config)

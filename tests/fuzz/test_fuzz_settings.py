@@ -147,11 +147,11 @@ def test_what_no_run_file_is(content: bytes, said: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ('data_root="a\\0b"', "data_root: Value error, holds a zero byte"),
-        (f"data_root={'a' * 300}", "data_root: Value error, is too long"),
-        ("lora.alpha=.inf", "lora.alpha: Input should be a finite number"),
-        ("training.global_batch=10000000000", "training.global_batch: Input should be less than"),
-        (f"name={'a' * 101}", "name: String should have at most 100 characters"),
+        ('data_root="a\\0b"', "data_root: holds a zero byte"),
+        (f"data_root={'a' * 300}", "data_root: is too long"),
+        ("lora.alpha=.inf", "lora.alpha: must be finite, is inf"),
+        ("training.global_batch=10000000000", "training.global_batch: must be at most 1000000, is 10000000000"),
+        (f"name={'a' * 101}", "name: must have at most 100 characters"),
         ("method.options={when: 2001-01-01}", "method.options.when"),
     ],
 )
