@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def export(path: Path, stage: int, folder: Path, layout: str) -> None:
     run = RunDirectory(path, [task.name for task in config.benchmark.tasks])
     job = Job(config, run, World(0, 1, torch.device("cpu")), ProgressWriter(None))
     layouts = (*job.family.layouts, PEFT)
-    trained = run.trained_up_to()
+    stages = run.verified(max(stage, 0))
+    trained = len(stages) - 1
     problems = []
     if layout not in layouts:
         problems.append(f"--format {layout}: the {config.model.family} family has {', '.join(layouts)}.")
@@ -55,13 +57,15 @@ def export(path: Path, stage: int, folder: Path, layout: str) -> None:
     if layout != PEFT and fingerprint_model(job.family.folders()) != run.recorded("base")["base"]["sha256"]:
         raise InputError(f"{config.model.path}: is not the base model that {path} was made with; put that one there.")
     model = job.load_model(stage) if layout != PEFT else None
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    # Of this process alone, so that exports to one folder at the same time do not mix.
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     with writing(folder, clean_up=lambda: shutil.rmtree(partial, ignore_errors=True)):
         partial.mkdir(parents=True)
         if model is None:
-            combine([run.stage(number).adapter for number in range(1, stage + 1)], partial)
+            combine([each.adapter for each in stages[1:]], partial)
         else:
             job.family.save(model, partial, layout)
-        write_card(partial, config, run, stage, layout)
+        write_card(partial, config, run, stages, layout)
+        if folder.exists():
+            raise InputError(f"--to {folder}: was written meanwhile; give a new folder.")
         partial.rename(folder)

@@ -11,25 +11,29 @@ from huggingface_hub import ModelCardData
 
 from llava_cl import __version__
 from llava_cl.config import RunConfig
-from llava_cl.store import RunDirectory, file_hash, read_json, write_text
+from llava_cl.pipeline.results import collect_results
+from llava_cl.store import RunDirectory, StageDirectory, file_hash, write_text
 
 CARD = "README.md"
 _USE = {"peft": "peft", "hf": "transformers"}
 
 
-def write_card(folder: Path, config: RunConfig, run: RunDirectory, stage: int, layout: str) -> None:
+def write_card(
+    folder: Path, config: RunConfig, run: RunDirectory, stages: Sequence[StageDirectory], layout: str
+) -> None:
     """Writes `README.md` into the folder of an exported model, last, as it states the hashes of the files beside it.
 
     Args:
         folder: the exported model.
         config: the run's configuration.
         run: the run's directory.
-        stage: the stage that was exported.
+        stages: the stages 0, 1, ... up to the one that was exported, verified.
         layout: the format that was exported.
     """
     manifest = run.recorded("base", "data")
-    metrics = read_json(run.metrics, "tasks", "matrix", "base_row", "summary") if run.metrics.is_file() else None
+    metrics = collect_results(config, [each for each in stages if each.committed])
     files = sorted(file for file in folder.rglob("*") if file.is_file())
+    stage = len(stages) - 1
     learned = [task.name for task in config.benchmark.tasks[:stage]]
     data = ModelCardData(
         library_name=_USE.get(layout),
@@ -64,7 +68,7 @@ def write_card(folder: Path, config: RunConfig, run: RunDirectory, stage: int, l
         "Options of the method and shape of the adapters:",
         _fenced(yaml.safe_dump(method, sort_keys=False, allow_unicode=True)),
         "## What it scored",
-        _scores(metrics, learned, stage),
+        _scores(metrics, learned),
         "## Hashes (SHA-256)",
         "Data that the run read:",
         _hashes(manifest["data"].items()),
@@ -74,10 +78,10 @@ def write_card(folder: Path, config: RunConfig, run: RunDirectory, stage: int, l
     write_text(folder / CARD, "\n\n".join(sections) + "\n")
 
 
-def _scores(metrics: Mapping[str, Any] | None, learned: Sequence[str], stage: int) -> str:
-    """The accuracy matrix up to the stage, and the metrics if they are those of this stage."""
-    rows = metrics["matrix"][:stage] if metrics else []
-    if metrics is None or not (rows or metrics["base_row"]):
+def _scores(metrics: Mapping[str, Any], learned: Sequence[str]) -> str:
+    """The accuracy matrix up to the stage, and the metrics if the stage itself is scored."""
+    rows = metrics["matrix"]
+    if not (rows or metrics["base_row"]):
         return "It was not evaluated."
     base = [["base model", *metrics["base_row"]]] if metrics["base_row"] else []
     body = [*base, *([f"after {_code(task)}", *row] for task, row in zip(learned, rows, strict=False))]
@@ -85,9 +89,9 @@ def _scores(metrics: Mapping[str, Any] | None, learned: Sequence[str], stage: in
         ["percent", *map(_code, metrics["tasks"])],
         [[row[0], *("" if value is None else f"{value:.2f}" for value in row[1:])] for row in body],
     )
-    if not metrics["summary"] or len(metrics["matrix"]) != stage:
+    if not metrics["summary"] or len(rows) != len(learned):
         return table
-    summary = {name: value for name, value in metrics["summary"].items() if value is not None}
+    summary = {name: value for name, value in sorted(metrics["summary"].items()) if value is not None}
     return f"{table}\n\n" + _table(list(summary), [[f"{value:.2f}" for value in summary.values()]])
 
 

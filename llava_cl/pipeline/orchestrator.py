@@ -31,7 +31,7 @@ from llava_cl.stopping import Stopped, raising
 from llava_cl.store import RunDirectory
 from llava_cl.store.fingerprint import changed_code, fingerprint_code, fingerprint_model
 from llava_cl.store.resume_points import resume_steps
-from llava_cl.store.run_directory import FORMAT
+from llava_cl.store.stage_directory import FORMAT
 from llava_cl.training.sums import MEAN_INPUT
 
 
@@ -112,15 +112,13 @@ def execute(
             watcher.checking("whether ranks can be started on every node")
             meet(nodes, run.path)
         _open_run(config, run, ranks, watcher, accept_code=launch.accept_code)
-        if launch.redo is not None:
-            aside = run.set_aside(launch.redo)
-            watcher.note(f"set aside, to be done again: {', '.join(map(str, aside))}")
+        _set_aside(config, run, launch.redo, watcher)
         passes = count_passes(config, run.recorded("records")["records"])
         watcher.plans({stage: steps for stage, steps in passes.items() if stage <= until})
         metrics: dict[str, Any] | None = None
         for stage in range(until + 1):
+            run.stage(stage).verify()
             if run.stage(stage).committed:
-                run.stage(stage).verify(run.before(stage))
                 continue
             watcher.stage_begins(stage, run.stage(stage).task, until)
             if run_stage is not None:
@@ -134,6 +132,7 @@ def execute(
             # No stage was left, but the run can have been killed between the last commit and its report.
             metrics = write_results(config, run)
             after_stage(run)
+        run.redone()
         return metrics
 
 
@@ -171,7 +170,7 @@ def evaluate(
             watcher.checking("whether ranks can be started on every node")
             meet(nodes, run.path)
         _open_run(config, run, ranks, watcher, accept_code=launch.accept_code)
-        trained = run.trained_up_to()
+        trained = len(run.verified(None if stages is None else max(stages))) - 1
         chosen = range(trained + 1) if stages is None else stages
         if max(chosen) > trained:
             raise InputError(f"--stage {max(chosen)}: {run.path} is trained up to stage {trained}; run it first.")
@@ -184,6 +183,16 @@ def evaluate(
                 _run_job(run, stage, launch, ranks, watcher, config, tasks=todo)
             results[stage] = {own.name: score_predictions(config, directory, own) for own in there}
     return results
+
+
+def _set_aside(config: RunConfig, run: RunDirectory, redo: int | None, watcher: Watcher) -> None:
+    """Sets stages aside that are to be done again, once, and takes them out of the results."""
+    aside = run.set_aside(redo)
+    if aside:
+        watcher.note(f"set aside, to be done again: {', '.join(map(str, aside))}")
+        write_results(config, run)
+    elif redo is not None:
+        watcher.note(f"stage {redo} is being done again already; remove {run.redo} to set it aside anew")
 
 
 def _run_job(

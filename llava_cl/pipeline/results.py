@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llava_cl.config import RunConfig
@@ -17,16 +17,22 @@ Scores = dict[str, dict[str, Any]]
 
 def write_results(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Rewrites `metrics.json` and `accuracy_matrix.csv` from the stages committed so far; returns the metrics."""
+    metrics = collect_results(config, [stage for stage in (run.stage(0), *run.stages()) if stage.committed])
+    write_json(run.metrics, metrics)
+    write_text(run.matrix, matrix_csv(metrics))
+    return metrics
+
+
+def collect_results(config: RunConfig, committed: Sequence[StageDirectory]) -> dict[str, Any]:
+    """The metrics of some committed stages, from their records and files."""
     tasks = [task.name for task in config.benchmark.tasks]
     probes = [task.name for task in config.benchmark.probes]
-    base = run.stage(0)
-    done = [stage for stage in run.stages() if stage.committed]
-    committed = [base, *done] if base.committed else done
+    done = [stage for stage in committed if stage.stage]
     scored = {stage.stage: stage.facts("score") for stage in committed}
     scores: dict[int, Scores] = {stage: facts["scores"] for stage, facts in scored.items() if facts is not None}
     matrix = [_row(scores[stage.stage], tasks, "score") for stage in done]
     strict = [_row(scores[stage.stage], tasks, "strict_score") for stage in done]
-    metrics = {
+    return {
         "format": 1,
         "tasks": tasks,
         "matrix": matrix,
@@ -40,9 +46,6 @@ def write_results(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         "summary": _summary(config, scores[done[-1].stage], done, matrix) if done else None,
         "stages": [_stage_facts(stage) for stage in committed],
     }
-    write_json(run.metrics, metrics)
-    write_text(run.matrix, _csv(tasks, [stage.task for stage in done], matrix))
-    return metrics
 
 
 def _summary(
@@ -73,10 +76,11 @@ def _stage_facts(stage: StageDirectory) -> dict[str, Any]:
     }
 
 
-def _csv(tasks: list[str], stages: list[str], matrix: list[list[float | None]]) -> str:
+def matrix_csv(metrics: Mapping[str, Any]) -> str:
+    """The accuracy matrix of some metrics as `accuracy_matrix.csv` has it."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["after stage", *tasks])
-    for name, row in zip(stages, matrix, strict=True):
+    writer.writerow(["after stage", *metrics["tasks"]])
+    for name, row in zip(metrics["tasks"], metrics["matrix"], strict=False):
         writer.writerow([name, *("" if value is None else f"{value:.2f}" for value in row)])
     return stream.getvalue()

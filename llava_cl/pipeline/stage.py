@@ -67,7 +67,7 @@ def run_stage(job: Job, stage: int) -> None:
                 rates = {f"{what}_per_second": n / fact["seconds"]["train"] for what, n in fact["trained"].items()}
                 timings["training"] = {name: round(rate, 2) for name, rate in rates.items()}
         write_json(directory.timings, timings)
-        directory.commit(job.run.before(stage))
+        directory.commit()
     barrier(job.world)
 
 

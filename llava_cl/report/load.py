@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from llava_cl.errors import InputError
 from llava_cl.report.schema import LogLine, Metrics, RunInfo, StageScores, TaskScore
-from llava_cl.store.run_directory import LIVE_LOG
+from llava_cl.store.stage_directory import LIVE_LOG
 
 Record = TypeVar("Record", bound=BaseModel)
 

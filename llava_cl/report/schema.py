@@ -31,7 +31,7 @@ class CodeChange(_Schema):
 class RunInfo(_Schema):
     """run.json: what was asked for, on what."""
 
-    format: Literal[1]
+    format: Literal[1, 2]
     name: str
     started: datetime
     config: dict[str, Any]

@@ -11,7 +11,8 @@ from llava_cl.store.files import (
     write_text,
     writing,
 )
-from llava_cl.store.run_directory import RunDirectory, StageDirectory
+from llava_cl.store.run_directory import RunDirectory
+from llava_cl.store.stage_directory import StageDirectory
 from llava_cl.store.tensors import TensorFile, load_tensors, load_tensors_metadata, open_tensors, save_tensors
 
 __all__ = [

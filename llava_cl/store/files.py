@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -61,7 +61,7 @@ def writing(path: Path, clean_up: Callable[[], None]) -> Iterator[None]:
 
 def _free(path: Path) -> str:
     """How much room there is where `path` is."""
-    there = next(folder for folder in path.parents if folder.exists())
+    there = next(folder for folder in path.parents if os.path.isdir(folder))  # noqa: PTH112 - as in `verify_files`
     return f"{shutil.disk_usage(there).free / 1e6:.1f} MB are free there"
 
 
@@ -87,10 +87,27 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds one JSON object to a file that is still being written; its last line can be incomplete after a kill."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """Adds one JSON object to a file that is still being written.
+
+    Its last line can be incomplete, after a kill or on a full disk; such a half line is cut off first.
+
+    Raises:
+        RunError: it cannot be written, for example because the disk is full.
+    """
+    with writing(path, clean_up=lambda: None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as stream:
+            size = end = stream.tell()
+            while end and _byte(stream, end - 1) != b"\n":
+                end -= 1
+            if end < size:
+                stream.truncate(end)
+            stream.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+
+def _byte(stream: BinaryIO, place: int) -> bytes:
+    stream.seek(place)
+    return stream.read(1)
 
 
 def read_json(path: Path, *required: str) -> dict[str, Any]:
@@ -117,6 +134,18 @@ def json_object(text: str, path: Path, *required: str) -> dict[str, Any]:
     return content
 
 
+def read_record(path: Path, *required: str) -> dict[str, Any]:
+    """Reads a JSON object whose field `files` has the SHA-256 of files by their names; as `read_json` else.
+
+    Raises:
+        InputError: as `read_json`, or `files` is something else.
+    """
+    content = read_json(path, "files", *required)
+    if not isinstance(content["files"], dict) or not all(isinstance(each, str) for each in content["files"].values()):
+        raise InputError(f"{path}: field 'files' must be an object of names and hashes.")
+    return content
+
+
 def read_jsonl(path: Path, keep: Callable[[str], bool] = lambda line: True) -> list[dict[str, Any]]:
     """Reads a JSON Lines file; blank lines are not allowed.
 
@@ -139,11 +168,18 @@ def read_jsonl(path: Path, keep: Callable[[str], bool] = lambda line: True) -> l
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from error
     return digest.hexdigest()
 
 
@@ -160,6 +196,6 @@ def verify_files(folder: Path, hashes: Mapping[str, str], advice: str = "") -> N
     """
     for name, digest in hashes.items():
         file = folder / name
-        if not file.is_file() or file_hash(file) != digest:
-            state = "has changed since it was recorded" if file.is_file() else "is missing"
-            raise InputError(f"{file}: {state}{advice}")
+        there = os.path.isfile(file)  # noqa: PTH113 - Path.is_file raises where a folder may not be looked into
+        if not there or file_hash(file) != digest:
+            raise InputError(f"{file}: {'has changed since it was recorded' if there else 'is missing'}{advice}")

@@ -14,7 +14,7 @@ from llava_cl.distributed import World, any_rank, barrier
 from llava_cl.errors import RunError
 from llava_cl.stopping import StopRequest
 from llava_cl.store import append_jsonl, resume_points
-from llava_cl.store.run_directory import LIVE_LOG
+from llava_cl.store.stage_directory import LIVE_LOG
 
 _EXPLODED = 1000
 """A loss this many times the first one, or this large, has exploded: a token costs 10 where all are equally likely."""

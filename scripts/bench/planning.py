@@ -70,7 +70,9 @@ def run_step(folder: Path, batch: int, step: str) -> int:
     run = RunDirectory(folder / f"run-{batch}", [task.name for task in config.benchmark.tasks])
     job = Job(config, run, World(0, 1, CPU), ProgressWriter(None))
     if not run.stage(0).step_done("protect"):
+        run.record({"identity": {}, "base": {"sha256": ""}, "data": {}})
         run.stage(0).record_step("protect", steps.protect_base(job, 0))
+        run.stage(0).commit()
     run.stage(1).record_step(NAMES.get(step, step), STEPS[step](job, 1))
     return int(job.take_cost()["peak_memory_bytes"])
 

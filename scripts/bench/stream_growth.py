@@ -101,7 +101,7 @@ class Stream:
         directory.record_step("train", files, **facts)
         summary = {task: {**score, "metrics": {}} for task in tasks}
         directory.record_step("score", [directory.scores], **facts, scores=summary)
-        directory.commit(self.run.before(stage))
+        directory.commit()
 
     def protect(self, bases: dict[str, torch.Tensor]) -> None:
         """The maths of one stage."""
@@ -112,8 +112,7 @@ class Stream:
 
     def verify(self, last: int) -> None:
         """What a run that is started again begins with."""
-        for stage in range(last + 1):
-            self.run.stage(stage).verify(self.run.before(stage))
+        self.run.verified(last)
 
 
 def _config(folder: Path, stages: int) -> RunConfig:

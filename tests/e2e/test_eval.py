@@ -53,12 +53,14 @@ def test_recorded_answers_are_scored_without_a_model(run: Path, monkeypatch: pyt
     assert "Colour" not in table
 
 
-def test_missing_answers_are_asked_again(run: Path, config: RunConfig, tmp_path: Path) -> None:
+def test_missing_answers_are_asked(run: Path, config: RunConfig, tmp_path: Path) -> None:
+    """Of a stage that is trained and was stopped before its evaluation."""
     copy = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.rmtree(copy / "stages" / "02-Tone")
     stage = copy / "stages" / "01-Colour"
     answers = (stage / "predictions" / "Tone.jsonl").read_bytes()
-    (stage / "predictions" / "Tone.jsonl").unlink()
-    (stage / "steps" / "evaluate-Tone.json").unlink()
+    for name in ("stage.json", "predictions/Tone.jsonl", "steps/evaluate-Tone.json", "steps/evaluate.json"):
+        (stage / name).unlink()
     watcher = Silent()
     result = evaluate(config, Launch(copy), watcher, stages=[1], task="Tone")
     assert watcher.begun == [1]

@@ -153,6 +153,35 @@ def test_redo_sets_the_damaged_stage_aside_and_gives_the_same_bytes(
     assert result_hashes(output) == result_hashes(undisturbed)
 
 
+def test_a_redo_that_is_stopped_goes_on_with_the_same_command(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(undisturbed, output)
+    config, launch = tiny_config(folder, tiny.run_content(folder)), Launch(output, redo=1)
+    rows: list[int] = []
+
+    def redo(watcher: Silent, stop_in: int | None) -> None:
+        def run_stage(run: RunDirectory, stage: int) -> None:
+            rows.append(len(read_json(run.metrics)["matrix"]))
+            if stage == stop_in:
+                raise Killed
+            stage_runner(config)(run, stage)
+
+        execute(config, launch, watcher, after_stage=lambda run: None, run_stage=run_stage)
+
+    first, second, third = Silent(), Silent(), Silent()
+    with pytest.raises(Killed):
+        redo(first, 2)
+    assert first.begun == [1, 2]
+    assert rows == [0, 1], "results of stages that are set aside"
+    redo(second, None)
+    assert second.begun == [2]
+    assert "stage 1 is being done again already" in second.notes[0]
+    assert result_hashes(output) == result_hashes(undisturbed)
+    with pytest.raises(Killed):
+        redo(third, 1)
+    assert "discarded/2/01-Colour" in third.notes[0]
+
+
 def test_every_stored_file_is_covered_by_a_hash(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     """One flipped bit in any file of a committed stage is found, whichever file it is, and named."""
     output = tmp_path / "run"
@@ -165,12 +194,10 @@ def test_every_stored_file_is_covered_by_a_hash(folder: Path, undisturbed: Path,
         content = bytearray(intact)
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
-        after = directory.stage(2)
         with pytest.raises(InputError, match="--redo [12]|not valid JSON|" + file.name):
-            directory.stage(1).verify(directory.before(1))
-            after.verify(directory.before(2))
+            directory.verified()
         file.write_bytes(intact)
-    directory.stage(1).verify(directory.before(1))
+    assert [stage.stage for stage in directory.verified()] == [0, 1, 2]
 
 
 def test_another_version_of_the_package_is_refused(

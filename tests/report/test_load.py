@@ -80,7 +80,7 @@ def test_corrupt_log_line_is_named_with_its_number(tmp_path: Path) -> None:
 def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     write_run(tmp_path, 2)
     run = json.loads((tmp_path / "run.json").read_text())
-    write_json(tmp_path / "run.json", {**run, "format": 2, "ranks": "many"})
+    write_json(tmp_path / "run.json", {**run, "format": 3, "ranks": "many"})
     write_json(tmp_path / "metrics.json", {**metrics(2), "matrix": [[1.0, float("nan"), 3, 4, 5, 6]]})
     with pytest.raises(InputError) as caught:
         load_run(tmp_path)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,13 +20,19 @@ from llava_cl.store import RunDirectory, StageDirectory, read_json, write_json, 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory(tmp_path / "run", ["Colour", "Tone"])
+    run = RunDirectory(tmp_path / "run", ["Colour", "Tone"])
+    run.record({"identity": {"seed": 1}, "base": {"sha256": "x", "path": "/here"}, "data": {}})
+    return run
 
 
 @pytest.fixture
 def stage(run: RunDirectory) -> StageDirectory:
-    """Stage 1 with one recorded step of two files."""
-    stage = run.stage(1)
+    """Stage 1, after a stage 0 without steps, with one recorded step of two files."""
+    run.stage(0).commit()
+    return _trained(run.stage(1))
+
+
+def _trained(stage: StageDirectory) -> StageDirectory:
     write_text(stage.train_log, "log")
     write_text(stage.adapter / "weights", "weights")
     stage.record_step("train", [stage.train_log, stage.adapter / "weights"], seconds={"train": 1.5})
@@ -80,7 +91,7 @@ def test_a_damaged_file_of_a_done_step_is_named(stage: StageDirectory, damage: s
 
 
 def test_a_step_whose_file_does_not_exist_cannot_be_recorded(stage: StageDirectory) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError, match=r"scores\.json: cannot be read \(No such file"):
         stage.record_step("score", [stage.scores])
     assert not stage.step_done("score")
 
@@ -97,27 +108,97 @@ def test_commit_covers_the_files_of_all_steps(stage: StageDirectory) -> None:
     write_text(stage.scores, "scores")
     stage.record_step("score", [stage.scores])
     assert not stage.committed
-    stage.commit("before")
+    stage.commit()
     assert stage.committed
     files = {"train_log.jsonl", "adapter/weights", "scores.json", "steps/train.json", "steps/score.json"}
     assert read_json(stage.manifest)["files"].keys() == files
-    stage.verify("before")
+    stage.verify()
     write_text(stage.scores, "other")
     with pytest.raises(InputError, match=r"scores\.json: has changed"):
-        stage.verify("before")
+        stage.verify()
 
 
 def test_a_stage_after_other_stages_is_refused(run: RunDirectory, stage: StageDirectory) -> None:
-    run.record({"identity": {"seed": 1}, "base": {"sha256": "x", "path": "/here"}, "data": {}})
-    run.stage(0).commit(run.before(0))
-    stage.commit(run.before(1))
-    stage.verify(run.before(1))
+    stage.commit()
+    assert [each.stage for each in run.verified()] == [0, 1]
     run.record({"identity": {"seed": 2}, "base": {"sha256": "x", "path": "/here"}, "data": {}})
     with pytest.raises(InputError, match="in another run"):
-        run.stage(0).verify(run.before(0))
-    run.stage(0).commit(run.before(0))
+        run.stage(0).verify()
+    run.stage(0).commit()
     with pytest.raises(InputError, match="after other earlier stages"):
-        stage.verify(run.before(1))
+        stage.verify()
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_what_does_not_belong_to_the_chain_is_refused(
+    run: RunDirectory, stage: StageDirectory, tmp_path: Path, committed: bool
+) -> None:
+    """A stage of another run, or in another one's place, whether it is committed or under way."""
+    stage.commit()
+    second = _trained(run.stage(2))
+    assert [each.stage for each in run.verified()] == [0, 1, 2]
+    assert [each.stage for each in run.verified(1)] == [0, 1]
+    other = RunDirectory(tmp_path / "other", ["Colour", "Tone"])
+    other.record({"identity": {"seed": 2}, "base": {"sha256": "x", "path": "/here"}, "data": {}})
+    other.stage(0).commit()
+    foreign = _trained(other.stage(1))
+    if committed:
+        foreign.commit()
+        second.commit()
+    places = {"foreign": (foreign.path, stage.path, 1), "swapped": (stage.path, second.path, 2)}
+    for source, target, number in places.values():
+        aside = tmp_path / "aside"
+        target.rename(aside)
+        shutil.copytree(source, target)
+        with pytest.raises(InputError, match=rf"in another run, than those .* --redo {number}\."):
+            run.verified()
+        with pytest.raises(InputError, match="in another run"):
+            run.stage(number).step_done("train")
+        shutil.rmtree(target)
+        aside.rename(target)
+    assert [each.stage for each in run.verified()] == [0, 1, 2]
+
+
+def test_the_chain_ends_with_what_is_not_trained(run: RunDirectory, stage: StageDirectory) -> None:
+    assert [each.stage for each in run.verified()] == [0, 1]
+    stage.commit()
+    second = run.stage(2)
+    write_text(second.initial_factors, "factors")
+    second.record_step("initialise", [second.initial_factors])
+    assert [each.stage for each in run.verified()] == [0, 1]
+    write_text(second.initial_factors, "other")
+    assert [each.stage for each in run.verified(1)] == [0, 1]
+    with pytest.raises(InputError, match=r"initial_factors\.safetensors: has changed .* --redo 2"):
+        run.verified()
+
+
+def test_records_of_format_1_need_not_say_what_they_follow(run: RunDirectory, stage: StageDirectory) -> None:
+    """Those of format 2 must, also beside them."""
+    record = stage.path / "steps" / "train.json"
+    content = read_json(record)
+    del content["follows"]
+    write_json(record, content)
+    with pytest.raises(InputError, match="in another run"):
+        run.verified()
+    run.record({**run.recorded(), "format": 1})
+    run.stage(0).commit()
+    assert [each.stage for each in run.verified()] == [0, 1]
+    write_json(record, {**content, "follows": "something else"})
+    with pytest.raises(InputError, match="in another run"):
+        run.verified()
+    run.record({**run.recorded(), "format": 3})
+    with pytest.raises(InputError, match=r"run\.json: is of a newer version"):
+        run.verified()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"files": [], "follows": ""}', '{"files": {"a": 1}, "follows": ""}'])
+@pytest.mark.parametrize("name", ["stage.json", "steps/train.json"])
+def test_a_manifest_of_another_kind_is_named(stage: StageDirectory, name: str, content: str) -> None:
+    if name == "stage.json":
+        stage.commit()
+    (stage.path / name).write_text(content)
+    with pytest.raises(InputError, match=re.escape(str(stage.path / name))):
+        stage.verify()
 
 
 def test_the_place_of_the_base_model_does_not_matter(run: RunDirectory) -> None:
@@ -139,17 +220,82 @@ def test_leftovers_of_interrupted_writes_are_removed(stage: StageDirectory) -> N
 
 
 def test_stages_to_be_done_again_are_set_aside_and_nothing_is_deleted(run: RunDirectory, stage: StageDirectory) -> None:
-    write_text(run.stage(0).subspace, "base")
     write_text(run.stage(2).train_log, "log")
     assert {path.name for path in run.set_aside(1)} == {"01-Colour", "02-Tone"}
     assert run.stage(0).path.exists()
     assert not stage.path.exists()
     assert not run.begun
     assert (run.path / "discarded/1/01-Colour/train_log.jsonl").read_text() == "log"
-    write_text(stage.train_log, "again")
-    assert run.set_aside(1) == [run.path / "discarded/2/01-Colour"]
-    with pytest.raises(InputError, match=r"--redo 1: .* has no stage 1 or later"):
-        run.set_aside(1)
+    with pytest.raises(InputError, match=r"--redo 2: .* has no stage 2 or later"):
+        run.set_aside(2)
+
+
+def test_stages_are_set_aside_once_until_they_are_done_again(run: RunDirectory, stage: StageDirectory) -> None:
+    write_text(run.stage(2).train_log, "log")
+    assert len(run.set_aside(1)) == 2
+    _trained(stage)
+    run.redone()
+    assert run.set_aside(1) == []
+    assert stage.step_done("train")
+    stage.commit()
+    _trained(run.stage(2))
+    assert run.set_aside(1) == [], "the run was stopped in a later stage"
+    assert run.set_aside(2) == [run.path / "discarded/2/02-Tone"], "another stage is another wish"
+    run.redone()
+    assert run.set_aside(2) == []
+    _trained(run.stage(2)).commit()
+    run.redone()
+    assert run.set_aside(2) == [run.path / "discarded/3/02-Tone"]
+
+
+class Killed(BaseException):
+    """Stands for a kill signal."""
+
+
+@pytest.mark.parametrize("again", [1, None, 2])
+@pytest.mark.parametrize("point", range(10))
+def test_setting_aside_goes_on_wherever_it_was_killed(
+    run: RunDirectory, stage: StageDirectory, point: int, again: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill before or after each change of the file system; what is left is always the beginning of a run."""
+    stage.commit()
+    _trained(run.stage(2)).commit()
+    left = point
+
+    def survive() -> None:
+        nonlocal left
+        if left == 0:
+            raise Killed
+        left -= 1
+
+    def killing(original: Callable[..., object]) -> Callable[..., object]:
+        def change(*arguments: Any, **options: Any) -> object:
+            survive()
+            result = original(*arguments, **options)
+            survive()
+            return result
+
+        return change
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace", "mkdir"):
+            patch.setattr(Path, name, killing(getattr(Path, name)))
+        with contextlib.suppress(Killed):
+            run.set_aside(1)
+        finished = left > 0
+    there = [each.stage for each in (run.stage(0), *run.stages()) if each.path.exists()]
+    assert there == list(range(len(there)))
+    written = (run.path / "redo.json").exists()
+    with contextlib.suppress(InputError):  # there may be nothing left of stage 2
+        run.set_aside(again)
+    aside = sorted(path.relative_to(run.path / "discarded").as_posix() for path in run.path.glob("discarded/*/*"))
+    if written or again == 1:
+        assert aside == ["1/01-Colour", "1/02-Tone"]
+        assert not stage.path.exists()
+        assert (run.path / "discarded/1/02-Tone/stage.json").is_file()
+    else:
+        assert not finished
+        assert aside == (["1/02-Tone"] if again == 2 else [])
 
 
 def test_leftovers_beside_the_stages_are_removed_when_the_directory_is_opened(run: RunDirectory) -> None:
