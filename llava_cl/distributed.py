@@ -85,6 +85,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def be_deterministic() -> None:
+    """Makes torch give the same bits each time on the same GPUs; call it before CUDA starts.
+
+    Kernels that add up in no fixed order, as in attention's backward, give way to slower ones. An operation that has
+    no other kernel ends the run; torch names it.
+    """
+    os.environ.update(CUBLAS_WORKSPACE_CONFIG=":4096:8", FLASH_ATTENTION_DETERMINISTIC="1")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, of a GPU or of the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

@@ -277,6 +277,7 @@ def test_identity_does_not_depend_on_places_and_speed(base: Path, override: str)
         "measurement.sketch=64",
         "evaluation.max_new_tokens=5",
         "model.dtype=float32",
+        "deterministic=true",
     ],
 )
 def test_identity_depends_on_what_changes_the_result(base: Path, override: str) -> None:
@@ -285,7 +286,7 @@ def test_identity_depends_on_what_changes_the_result(base: Path, override: str) 
 
 def test_every_documented_field_exists_with_its_default() -> None:
     config = RunConfig.model_validate({**_content(), "name": "defaults"})
-    assert (config.seed, config.model.dtype, config.training.epochs) == (42, "bfloat16", 1)
+    assert (config.seed, config.deterministic, config.model.dtype, config.training.epochs) == (42, False, "bfloat16", 1)
     assert (config.measurement.ratio, config.evaluation.zero_shot, config.distributed.deepspeed) == (0.2, True, None)
 
 

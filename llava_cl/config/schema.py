@@ -172,11 +172,13 @@ class DistributedConfig(Section):
 class RunConfig(Section):
     """Everything a run depends on, resolved and validated.
 
+    `deterministic` makes GPUs, too, give the same bits each time, at a price in speed; a CPU does so without it.
     `report_to` lists where curves are also written; null = TensorBoard, if its package is installed.
     """
 
     name: Label
     seed: int = 42
+    deterministic: bool = False
     benchmark: BenchmarkConfig
     model: ModelConfig
     method: MethodConfig

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from llava_cl.config import DistributedConfig, RunConfig
-from llava_cl.distributed import World, barrier
+from llava_cl.distributed import World, barrier, be_deterministic
 from llava_cl.pipeline import steps
 from llava_cl.pipeline.job import Job, largest
 from llava_cl.pipeline.progress import ProgressWriter
@@ -85,6 +85,8 @@ def stage_runner(config: RunConfig) -> Callable[[RunDirectory, int], None]:
     In fp32 its results are those of any other number of ranks.
     """
     alone = config.model_copy(update={"distributed": DistributedConfig()})
+    if config.deterministic:
+        be_deterministic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def run(directory: RunDirectory, stage: int) -> None:

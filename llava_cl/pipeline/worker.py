@@ -11,7 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from llava_cl.distributed import init_world, shutdown
+from llava_cl.distributed import be_deterministic, init_world, shutdown
 from llava_cl.logging import setup_logging
 from llava_cl.pipeline.failures import report_end, report_failure
 from llava_cl.pipeline.job import Job, recorded_config
@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> None:
     try:
         config = recorded_config(path)
         distributed = config.distributed
+        if config.deterministic:
+            be_deterministic()
         world = init_world(use_deepspeed=distributed.deepspeed is not None, timeout_minutes=distributed.timeout_minutes)
         run = RunDirectory(path, [task.name for task in config.benchmark.tasks])
         job = Job(config, run, world, ProgressWriter(progress_file(path) if world.is_main else None), stop)

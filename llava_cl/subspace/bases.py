@@ -17,6 +17,7 @@ from llava_cl.subspace.linalg import (
     largest_directions,
     leading_directions,
     project_out,
+    running_sums,
     squared_norm,
     with_fixed_signs,
 )
@@ -61,7 +62,7 @@ def principal_basis(weight: Tensor, energy: float) -> Tensor:
     kept: list[Tensor] = []
     fraction = 0.0
     for vectors, values in leading_directions(weight.double().T, floor):
-        cumulative = fraction + values.square().cumsum(0) / total
+        cumulative = fraction + running_sums(values.square()) / total
         count = int((cumulative < energy - ENERGY_ROUNDING).sum())
         kept.append(vectors[:, : max(count, 0 if kept else 1)])
         if count < len(values):
@@ -79,7 +80,7 @@ def _principal_float32(weight: Tensor, needed: float, floor: float) -> Tensor | 
         vectors, values = largest_directions(weight.T, floor)
         found = vectors, values.double().square()
     vectors, energies = found
-    count = int((energies.cumsum(0) < needed).sum())
+    count = int((running_sums(energies) < needed).sum())
     if count == len(energies):
         return None
     return with_fixed_signs(_settled(weight, vectors, max(count, 1)))
@@ -147,7 +148,7 @@ def expand_basis(basis: Tensor | None, directions: Tensor, energy: float) -> Ten
         vectors, values = next(blocks, (None, None))
         if vectors is None or values is None:
             break
-        cumulative = fraction + values.square().cumsum(0) / total
+        cumulative = fraction + running_sums(values.square()) / total
         count = min(int((cumulative < energy - ENERGY_ROUNDING).sum()) + 1, len(values), room)
         columns.append(vectors[:, :count].float())
         fraction = float(cumulative[count - 1])

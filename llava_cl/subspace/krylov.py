@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llava_cl.subspace.linalg import LEVEL_RANGE, LOST_ORTHONORMALITY, NOISE_FLOOR
+from llava_cl.subspace.linalg import LEVEL_RANGE, LOST_ORTHONORMALITY, NOISE_FLOOR, running_sums
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 64
 """Columns by which the space grows, where the number of directions is not known before: 1/64 of the smaller side,
@@ -89,7 +89,7 @@ def leading_outside(
         residuals = (following[1].double() @ rotation[before:]).norm(dim=0)
         rounding = NOISE_FLOOR * norm * values.clamp(min=0).sqrt()
         converged = int((residuals <= torch.maximum(RESIDUAL_TOLERANCE * values, rounding)).long().cumprod(0).sum())
-        sums = values.cumsum(0)
+        sums = running_sums(values)
         wanted = min(count, int((sums < energy).sum()) + 1)
         if wanted <= converged:
             vectors = columns[:, start : start + grown] @ rotation[:, :wanted].float()

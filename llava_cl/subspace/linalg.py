@@ -140,6 +140,11 @@ def largest_directions(matrix: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     return with_fixed_signs(vectors), values
 
 
+def running_sums(values: Tensor) -> Tensor:
+    """The cumulative sums of `values` `[k]`, on the CPU: a GPU adds them up in no fixed order."""
+    return values.cpu().cumsum(0)
+
+
 def with_fixed_signs(vectors: Tensor) -> Tensor:
     """`vectors` `[in, k]`, each column turned so that its entry of largest magnitude is positive."""
     if not vectors.numel():

@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
-from llava_cl.subspace.linalg import checked_matrix, with_fixed_signs
+from llava_cl.subspace.linalg import checked_matrix, running_sums, with_fixed_signs
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def minor_basis(covariance: Tensor, tasks_seen: int, alpha: float, *, two_at_lea
             f"covariance {list(covariance64.shape)} has a negative eigenvalue of {float(eigenvalues[0]):.3g}"
         )
     energies = eigenvalues.flip(0).clamp(min=0)
-    outside = 1 - energies.cumsum(0) / energies.sum()
-    kept_fraction = 1 - torch.arange(size, dtype=torch.float64, device=energies.device) / size
+    outside = 1 - running_sums(energies) / float(energies.sum())
+    kept_fraction = 1 - torch.arange(size, dtype=torch.float64) / size
     trade_off = int((tasks_seen * outside - alpha * kept_fraction).argmin())
     first = max(trade_off, int(two_at_least)) + 1
     if first >= size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llava_cl.subspace.linalg import ENERGY_ROUNDING, checked_energy, checked_matrix
+from llava_cl.subspace.linalg import ENERGY_ROUNDING, checked_energy, checked_matrix, running_sums
 
 
 @torch.no_grad()
@@ -26,6 +26,6 @@ def truncate_spectrum(weight: Tensor, ratio: float) -> Tensor:
         ValueError: wrong shape or dtype, NaN or infinite values, or `ratio` not positive.
     """
     left, values, right = torch.linalg.svd(checked_matrix("weight", weight).double(), full_matrices=False)
-    shares = values.cumsum(0) / values.sum()
+    shares = running_sums(values) / float(values.sum())
     rank = min(int((shares < checked_energy(ratio) - ENERGY_ROUNDING).sum()) + 1, len(values))
     return (left[:, :rank] * values[:rank] @ right[:rank]).float()
