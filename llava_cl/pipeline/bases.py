@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from llava_cl.distributed import exchange_tensors, gather_objects
+from llava_cl.distributed import collect_tensors, gather_objects
 from llava_cl.pipeline.job import Job
 from llava_cl.store import RunDirectory, load_tensors, save_tensors
+from llava_cl.subspace import orthonormal
 
 
 def load_bases(run: RunDirectory, stage: int, names: Collection[str]) -> dict[str, torch.Tensor]:
@@ -25,11 +26,11 @@ def energy_within(weight: torch.Tensor, basis: torch.Tensor) -> float:
 
     Args:
         weight: `[out, in]`, any floating dtype.
-        basis: `[in, k]` fp32, orthonormal columns.
+        basis: `[in, k]` fp32, any columns; those of some methods are not orthonormal.
     """
     weight = weight.detach().float()
     total = float(weight.square().sum(dtype=torch.float64))
-    inside = float((weight @ basis.to(weight.device)).square().sum(dtype=torch.float64))
+    inside = float((weight @ orthonormal(basis.to(weight.device))).square().sum(dtype=torch.float64))
     return min(inside / total, 1.0) if total else 0.0
 
 
@@ -37,7 +38,7 @@ def save_columns(
     job: Job,
     stage: int,
     mine: Mapping[str, torch.Tensor],
-    before: Mapping[str, int],
+    ranks: Mapping[str, int],
     energy: Mapping[str, float],
     owners: Mapping[str, int],
 ) -> None:
@@ -47,17 +48,17 @@ def save_columns(
         job: the job.
         stage: the stage that added them.
         mine: layer -> new columns `[in, j]` of the layers that this rank owns.
-        before: layer -> columns that the basis had before the stage, of the layers that this rank owns.
+        ranks: layer -> dimensions of what the basis spans after the stage, of the layers that this rank owns.
         energy: layer -> share of the weight's energy in the basis, of the layers that this rank owns.
         owners: layer -> owner rank.
     """
-    added = exchange_tensors(mine, owners, job.world)
-    counts = {name: count for part in gather_objects(dict(before), job.world) for name, count in part.items()}
+    added = collect_tensors(mine, owners, job.world)
+    spans = {name: rank for part in gather_objects(dict(ranks), job.world) for name, rank in part.items()}
     energies = {name: share for part in gather_objects(dict(energy), job.world) for name, share in part.items()}
     if job.world.is_main:
         sizes = {
             name: {
-                "columns": counts.get(name, 0) + columns.shape[1],
+                "columns": spans[name],
                 "added": columns.shape[1],
                 "of": columns.shape[0],
                 "energy": energies[name],
@@ -98,7 +99,7 @@ def update_moments(
             totals[name] += past_tokens[name]
         for name, moment in measured.items():
             running[name] = torch.lerp(past[name].to(moment.device), moment, tokens[name] / totals[name])
-    everything = exchange_tensors(running, owners, job.world)
+    everything = collect_tensors(running, owners, job.world)
     if job.world.is_main:
         save_tensors(job.stage(stage).moments, everything, {"tokens": totals})
     return running

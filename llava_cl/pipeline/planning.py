@@ -202,7 +202,10 @@ def predict_disk(config: RunConfig, shapes: Shapes) -> dict[str, int]:
     parts = {
         "adapters": stages * (stored + beside),
         "their start": stages * adapter,
-        "bases, if they grew full": sum(4 * columns**2 for _, columns in shapes.targets),
+        # Columns that need not be independent can be more than full.
+        "bases, if they grew full": sum(
+            4 * features * max(features, stages * config.lora.rank) for _, features in shapes.targets
+        ),
     }
     if config.training.checkpoint_every:
         # A resume point holds what is trained with its two moments, and the next is written before it goes.

@@ -27,7 +27,7 @@ from llava_cl.pipeline.planning import recomputes
 from llava_cl.pipeline.scoring import answers_step, predictions_file, score_stage
 from llava_cl.pipeline.task_data import read_questions
 from llava_cl.store import load_tensors, save_tensors, write_jsonl
-from llava_cl.subspace import full_precision
+from llava_cl.subspace import full_precision, orthonormal
 from llava_cl.training.adapters import attach, collect, install, load_factors, save_adapter, trained_a
 from llava_cl.training.statistics import Statistics, without_index
 from llava_cl.training.trainer import TrainingPlan, train
@@ -42,6 +42,7 @@ def protect_base(job: Job, stage: int) -> list[Path]:
     model = job.model_after(0)
     owners = job.owners(model)
     mine: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
     energy: dict[str, float] = {}
     with job.timed("protect"), full_precision():
         owned = _owned(job, model, owners)
@@ -49,11 +50,12 @@ def protect_base(job: Job, stage: int) -> list[Path]:
         for done, (name, target) in enumerate(owned.items(), start=1):
             with _naming(name):
                 basis = job.methods.of(target.part).initial_basis(target.module.weight.detach().float())
-            if basis is not None:
-                mine[name] = basis
-                energy[name] = energy_within(target.module.weight, basis)
+                if basis is not None:
+                    mine[name] = basis
+                    ranks[name] = orthonormal(basis).shape[1]
+                    energy[name] = energy_within(target.module.weight, basis)
             report(done, len(owned))
-        save_columns(job, stage, mine, {}, energy, owners)
+        save_columns(job, stage, mine, ranks, energy, owners)
     return [job.stage(stage).subspace]
 
 
@@ -178,12 +180,12 @@ def protect(job: Job, stage: int) -> list[Path]:
     measured = measure_task(job, model, stage, "after", owners)
     report = job.progress.step(stage, "protect")
     mine: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
     energy: dict[str, float] = {}
     files = [job.stage(stage).subspace]
     with job.timed("protect"), full_precision():
         owned = _owned(job, model, owners)
         bases = load_bases(job.run, stage - 1, owned)
-        before = {name: basis.shape[1] for name, basis in bases.items()}
         known = _Known(measured, stage, len(job.config.benchmark.tasks), job.world.device)
         if "past_moment" in job.methods.wanted("after"):
             known.past_moments = update_moments(job, stage, measured.second_moments, measured.tokens, owners)
@@ -196,11 +198,12 @@ def protect(job: Job, stage: int) -> list[Path]:
                 basis = job.methods.of(target.part).protect(
                     known.layer(name, target.source), bases[name].to(job.world.device) if name in bases else None
                 )
-            if basis is not None:
-                mine[name] = basis[:, before.get(name, 0) :]
-                energy[name] = energy_within(target.module.weight, basis)
+                if basis is not None:
+                    mine[name] = basis[:, bases[name].shape[1] if name in bases else 0 :]
+                    ranks[name] = orthonormal(basis).shape[1]
+                    energy[name] = energy_within(target.module.weight, basis)
             report(done, len(owned))
-        save_columns(job, stage, mine, before, energy, owners)
+        save_columns(job, stage, mine, ranks, energy, owners)
     return files
 
 

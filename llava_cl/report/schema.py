@@ -54,9 +54,10 @@ class Probes(_Schema):
 
 
 class LayerBasis(_Schema):
-    """One layer's basis after a stage: `columns` of the `of` input dimensions, `added` of them new.
+    """One layer's basis after a stage: it spans `columns` of the `of` input dimensions; `added` columns are new.
 
-    `energy` is the share of the weight's squared Frobenius norm that the basis holds, 0 to 1.
+    `energy` is the share of the weight's squared Frobenius norm in its span, 0 to 1. Runs of earlier versions have in
+    `columns` how many there are, which need not be independent.
     """
 
     columns: NonNegativeInt
@@ -67,7 +68,7 @@ class LayerBasis(_Schema):
     @property
     def fill(self) -> float:
         """Share of the input space that the basis takes, 0 to 1."""
-        return self.columns / self.of
+        return min(self.columns / self.of, 1.0)
 
 
 class StageCost(_Schema):

@@ -11,7 +11,7 @@ converge, the eigenvectors of the smaller Gram matrix are taken, as for small on
 smallest directions, and `truncate_spectrum` are always float64.
 """
 
-from llava_cl.subspace.bases import expand_basis, principal_basis
+from llava_cl.subspace.bases import expand_basis, orthonormal, principal_basis
 from llava_cl.subspace.minor import minor_basis
 from llava_cl.subspace.precision import full_precision
 from llava_cl.subspace.residual import ResidualDirections, residual_directions
@@ -24,6 +24,7 @@ __all__ = [
     "expand_basis",
     "full_precision",
     "minor_basis",
+    "orthonormal",
     "principal_basis",
     "residual_directions",
     "sketch_shapes",

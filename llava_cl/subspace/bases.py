@@ -8,6 +8,7 @@ from torch import Tensor
 from llava_cl.subspace.krylov import leading_outside
 from llava_cl.subspace.linalg import (
     ENERGY_ROUNDING,
+    LOST_ORTHONORMALITY,
     NOISE_FLOOR,
     checked_basis,
     checked_energy,
@@ -154,6 +155,29 @@ def expand_basis(basis: Tensor | None, directions: Tensor, energy: float) -> Ten
         fraction = float(cumulative[count - 1])
         room -= count
     return torch.cat(columns, dim=1) if len(columns) > 1 else old
+
+
+@torch.no_grad()
+@full_precision()
+def orthonormal(columns: Tensor) -> Tensor:
+    """Orthonormal columns with the span of any columns; the same ones where they are orthonormal.
+
+    Args:
+        columns: `[in, k]`, any floating dtype.
+
+    Returns:
+        `[in, rank]` float32.
+
+    Raises:
+        ValueError: wrong shape or dtype, NaN or infinite values.
+    """
+    columns = checked_matrix("columns", columns).float()
+    features, count = columns.shape
+    identity = torch.eye(count, device=columns.device)
+    if count <= features and (columns.T @ columns - identity).norm() <= LOST_ORTHONORMALITY:
+        return columns
+    left, values, _ = torch.linalg.svd(columns.double(), full_matrices=False)
+    return left[:, values > NOISE_FLOOR * float(values.norm())].float()
 
 
 def _few_directions(basis: Tensor, directions: Tensor, needed: float) -> Tensor | None:

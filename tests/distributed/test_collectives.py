@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from llava_cl.distributed import (
     World,
     all_reduce_sum,
+    collect_tensors,
     exchange_tensors,
     gather_objects,
     local_share,
@@ -38,6 +39,7 @@ def _collectives(world: World) -> dict[str, Any]:
     owned = {name: _tensor(name).T if name == "d" else _tensor(name) for name, o in OWNERS.items() if o == world.rank}
     return {
         "exchanged": exchange_tensors(owned, {**OWNERS, "nobody's": 0}, world),
+        "collected": collect_tensors(owned, {**OWNERS, "nobody's": 0}, world),
         "summed": all_reduce_sum(torch.tensor(world.rank + 1), world).item(),
         "reduced": {name: tensor for name, tensor in sums.items() if owners[name] == world.rank},
         "gathered": gather_objects({"rank": world.rank}, world),
@@ -55,6 +57,8 @@ def test_collectives_on_three_ranks() -> None:
             expected = _tensor(name).T if name == "d" else _tensor(name)
             assert tensor.dtype == expected.dtype
             assert torch.equal(tensor, expected)
+        assert result["collected"].keys() == (OWNERS.keys() if result["main"] else set())
+        assert all(torch.equal(value, result["exchanged"][name]) for name, value in result["collected"].items())
         assert result["summed"] == 6
         assert result["gathered"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
     assert [result["main"] for result in results] == [True, False, False]
@@ -78,6 +82,7 @@ def test_zero_waits_no_longer_than_other_collectives() -> None:
 def test_one_process_needs_no_group() -> None:
     tensor = torch.arange(3)
     assert torch.equal(exchange_tensors({"a": tensor}, {"a": 0}, ALONE)["a"], tensor)
+    assert torch.equal(collect_tensors({"a": tensor}, {"a": 0}, ALONE)["a"], tensor)
     assert gather_objects("x", ALONE) == ["x"]
     assert all_reduce_sum(tensor, ALONE) is tensor
     assert local_share([1, 2], ALONE) == [1, 2]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import ViTModel
 
@@ -262,6 +263,36 @@ def test_running_moments_are_the_plain_average_over_all_tokens(tmp_path: Path, s
             seen = torch.cat([task[name] for task in _stream()[:stage]]).double()
             assert _error(moments[name], seen.T @ seen / len(seen)) < 1e-6
             assert tokens[name] == len(seen)
+
+
+def _received_of_moments(world: World, place: Path) -> int:
+    """Bytes of tensors that this rank is sent while the running moments are written."""
+    received = 0
+    real = {name: getattr(dist, name) for name in ("recv", "broadcast")}
+
+    def spy(name: str) -> Any:
+        def count(tensor: torch.Tensor, src: int) -> Any:
+            nonlocal received
+            received += tensor.nbytes if src != world.rank else 0
+            return real[name](tensor, src=src)
+
+        return count
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in real:
+            patch.setattr(dist, name, spy(name))
+        _run_moments(world, place)
+    return received
+
+
+def test_running_moments_go_to_the_rank_that_writes_them_alone(tmp_path: Path) -> None:
+    """Of three 6 x 6 moments rank 1 owns one, which it sends after each of three stages; the files are one rank's."""
+    _run_moments(ALONE, tmp_path / "one")
+    assert run_ranks(_received_of_moments, 2, tmp_path / "two") == [3 * 6 * 6 * 4, 0]
+    files = sorted(file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*.safetensors"))
+    assert len(files) == 3
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 def test_running_moments_are_the_references(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.samples import samples_of
 from llava_cl.pipeline.task_data import read_questions
 from llava_cl.report import write_report
-from llava_cl.store import RunDirectory
+from llava_cl.store import RunDirectory, load_tensors_metadata
 from llava_cl.subspace import minor_basis
 from runs import Silent, result_hashes, run_here, tiny_config, write_config
 
@@ -366,7 +366,7 @@ def test_pictures_are_augmented_anew_in_every_epoch_of_training_alone(
 
 def test_o_lora_lists_the_rows_of_every_a_and_is_penalised_for_them(folder: Path, tmp_path: Path) -> None:
     for weight in (0, 3):
-        config = _config(folder, "olora", "training.epochs=1", f"method.options.penalty={weight}")
+        config = _config(folder, "olora", "training.epochs=1", f"method.options.penalty={weight}", "lora.rank=13")
         run_here(config, tmp_path / str(weight), until=2)
     free, held = tmp_path / "0", tmp_path / "3"
     for stage in (1, 2):
@@ -374,6 +374,11 @@ def test_o_lora_lists_the_rows_of_every_a_and_is_penalised_for_them(folder: Path
         for name, (a, b) in _layers(held, stage).items():
             assert torch.equal(added[name].T, a)
             assert b.any()
+    # What the report says of them is of what they span.
+    rows = {name: torch.cat([_layers(held, stage)[name][0] for stage in (1, 2)]) for name in _layers(held, 1)}
+    for name, size in load_tensors_metadata(_stage(held, 2) / "subspace.safetensors")["layers"].items():
+        assert size["columns"] == torch.linalg.matrix_rank(rows[name]) == size["of"] == 24 < len(rows[name])
+        assert size["added"] == rows[name].shape[0] // 2
     # At the first step the loss is larger by the overlap of the starts with the A of the first task.
     starts = load_file(_stage(held, 2) / "initial_factors.safetensors")
     overlap = sum(float((starts[f"{name}.a"] @ a.T).abs().sum()) for name, (a, _) in _layers(held, 1).items())

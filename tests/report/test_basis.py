@@ -62,3 +62,9 @@ def test_layers_whose_value_is_not_known_are_left_out() -> None:
     assert "<b>50.0%</b>" in drawn
     assert drawn.count('class="fill"') == 1
     assert basis_panels([stage(1, {"a.0.q": 1})], lambda layer: layer.energy, "protected energy") == []
+
+
+def test_columns_that_are_more_than_dimensions_fill_a_layer_at_the_most() -> None:
+    """Of runs that recorded how many there are, and not what they span."""
+    assert LayerBasis(columns=12, added=4, of=8).fill == 1
+    assert LayerBasis(columns=2, added=4, of=8).fill == 0.25
