@@ -269,8 +269,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(job: Job,
 
 
 def test_a_training_that_explodes_stops_before_its_resume_point(job: Job) -> None:
-    wild = job(training={"epochs": 2, "learning_rate": 1e6, "checkpoint_every": 1, "scheduler": "constant"})
-    with pytest.raises(RankFailed, match=r"RunError: the .* at step \d, on the samples sample-") as error:
+    """The penalty grows with A without bound, where the model's own loss may saturate."""
+    rates = {"epochs": 2, "learning_rate": 1e4, "checkpoint_every": 1, "scheduler": "constant"}
+    wild = job(train_a=True, penalty=1.0, training=rates)
+    grown = r"RunError: the training loss has grown from .* at step \d, on the samples sample-"
+    with pytest.raises(RankFailed, match=grown) as error:
         _run(1, wild)
     found = re.search(r"at step (\d), on", str(error.value))
     assert found is not None
