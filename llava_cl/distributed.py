@@ -165,43 +165,24 @@ def any_rank(decision: bool, world: World) -> bool:
     return bool(value)
 
 
-def exchange_tensors(
-    owned: Mapping[str, torch.Tensor], owners: Mapping[str, int], world: World
-) -> dict[str, torch.Tensor]:
-    """Sends each owner's tensors to all ranks.
-
-    Args:
-        owned: this rank's tensors by name; names that no rank holds are left out of the result.
-        owners: name -> owner rank.
-
-    Returns:
-        All tensors by name, on this rank's device.
-    """
-    result: dict[str, torch.Tensor] = {}
-    for name, like in _shapes(owned, world).items():
-        result[name] = owned[name].to(world.device).contiguous() if name in owned else _empty(like, world)
-        if world.size > 1 and result[name].numel():
-            dist.broadcast(result[name], src=owners[name])
-    return result
-
-
 def collect_tensors(
     owned: Mapping[str, torch.Tensor], owners: Mapping[str, int], world: World
 ) -> dict[str, torch.Tensor]:
     """Sends each owner's tensors to rank 0, one after the other: no device holds a second one of another rank.
 
     Args:
-        owned: as for `exchange_tensors`.
+        owned: this rank's tensors by name; names that no rank holds are left out of the result.
         owners: name -> owner rank.
 
     Returns:
         All tensors by name in host memory on rank 0, none on the others.
     """
+    parts = gather_objects({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in owned.items()}, world)
     result: dict[str, torch.Tensor] = {}
-    for name, like in _shapes(owned, world).items():
+    for name, (shape, dtype) in sorted((name, like) for part in parts for name, like in part.items()):
         tensor = owned[name].to(world.device).contiguous() if name in owned else None
         if tensor is None and world.is_main:
-            tensor = _empty(like, world)
+            tensor = torch.empty(shape, dtype=dtype, device=world.device)
             if tensor.numel():
                 dist.recv(tensor, src=owners[name])
         elif tensor is not None and tensor.numel() and not world.is_main:
@@ -209,19 +190,6 @@ def collect_tensors(
         if tensor is not None and world.is_main:
             result[name] = tensor.cpu()
     return result
-
-
-_Like = tuple[tuple[int, ...], torch.dtype]
-
-
-def _shapes(owned: Mapping[str, torch.Tensor], world: World) -> dict[str, _Like]:
-    """Shape and dtype of all ranks' tensors, in the order of their names."""
-    parts = gather_objects({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in owned.items()}, world)
-    return dict(sorted((name, like) for part in parts for name, like in part.items()))
-
-
-def _empty(like: _Like, world: World) -> torch.Tensor:
-    return torch.empty(like[0], dtype=like[1], device=world.device)
 
 
 def share_tensors(tensors: Mapping[str, torch.Tensor], owners: Mapping[str, int], world: World) -> None:

@@ -277,6 +277,7 @@ def test_identity_does_not_depend_on_places_and_speed(base: Path, override: str)
         "measurement.sketch=64",
         "evaluation.max_new_tokens=5",
         "model.dtype=float32",
+        "model.merged_dtype=float32",
         "deterministic=true",
     ],
 )

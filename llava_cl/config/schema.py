@@ -34,7 +34,9 @@ class ModelConfig(Section):
     """The pretrained model that the stream starts from.
 
     `vision_tower` is needed only where a checkpoint of LLaVA's own layout does not find its tower by itself. `dtype` is
-    what the run computes in; "auto", the checkpoint's own, is for exports alone. `cosine_heads` gives a CLIP a head for
+    what the run computes in; "auto", the checkpoint's own, is for exports alone. `merged_dtype` is what it measures and
+    evaluates in, with the merged weights rounded to that, where this is not to be `dtype`; training is not touched by
+    it. `cosine_heads` gives a CLIP a head for
     each task beside its prompts (KeepLoRA+). `truncate` keeps of the weights of a CLIP's towers, by the linears' own
     names, the singular directions that hold a share of the singular values' sum (`{vision: {q_proj: 0.9}}`).
     """
@@ -43,9 +45,14 @@ class ModelConfig(Section):
     path: Place
     vision_tower: Place | None = None
     dtype: Literal["float32", "bfloat16", "auto"] = "bfloat16"
+    merged_dtype: Literal["float16", "float32"] | None = None
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     cosine_heads: bool = False
     truncate: dict[str, dict[str, Annotated[float, Field(gt=0, le=1)]]] = Field({})
+
+    def dtype_in(self, step: str) -> str:
+        """The dtype of the weights where a run does "train", "measure" or "evaluate"."""
+        return self.dtype if step == "train" or self.merged_dtype is None else self.merged_dtype
 
 
 class MethodConfig(Section):

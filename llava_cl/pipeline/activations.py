@@ -80,7 +80,7 @@ def try_batch(
         device: where the run computes.
         recompute: layers are computed again in backward.
     """
-    model: Any = samples.family.skeleton().to(getattr(torch, config.model.dtype))
+    model: Any = samples.family.skeleton().to(getattr(torch, config.model.dtype_in(step)))
     if config.model.attention == "eager":
         model.set_attn_implementation("eager")
     samples.prepare(model)

@@ -42,7 +42,7 @@ def predict_seconds(
         if done:
             batch = batch_size(config, step, ranks)
             flops = try_batch(config, samples, step, middle, ranks=ranks, device=device).flops
-            seconds[step] = flops / batch * done / matmul_rate(device, config.model.dtype) / ranks
+            seconds[step] = flops / batch * done / matmul_rate(device, config.model.dtype_in(step)) / ranks
     return seconds
 
 

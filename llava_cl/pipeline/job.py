@@ -20,7 +20,7 @@ from llava_cl.config import RunConfig, validate_config
 from llava_cl.distributed import World, gather_objects, share_out, share_tensors
 from llava_cl.errors import InputError
 from llava_cl.methods import Methods
-from llava_cl.models import LinearTarget, ModelFamily
+from llava_cl.models import LinearTarget, ModelFamily, family
 from llava_cl.pipeline.memory import peak_memory, reset_peak
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
@@ -68,6 +68,7 @@ class Job:
         self.methods = Methods(self.config.method)
         self.deepspeed = deepspeed_config(self.config.distributed.deepspeed, self.world.device)
         self._resident: PreTrainedModel | None = None
+        self._dtype: str = self.config.model.dtype
         self._stages = _CHANGED
         self._latest = 0
         self._base: dict[str, torch.Tensor] | None = None
@@ -114,7 +115,7 @@ class Job:
         Raises:
             InputError: a checkpoint or adapter that is damaged or does not fit.
         """
-        model = self._read()
+        model = self._read(self.config.model.dtype)
         if stages:
             self._replay(model, stages)
         return model
@@ -126,18 +127,26 @@ class Job:
         weights that training writes to are put together again from those of the base, of which each rank keeps those
         it owns in host memory where a task is `to_learn`, so that they are the same as in a job that begins there.
 
+        Where `model.merged_dtype` is another one than training has, neither is made from the other: the checkpoint is
+        read before training and after it.
+
         Raises:
             InputError: as `load_model`.
         """
+        dtype = self.config.model.dtype_in("evaluate")
+        return self._model_after(stages, dtype, to_learn and dtype == self.config.model.dtype)
+
+    def _model_after(self, stages: int, dtype: str, to_learn: bool) -> PreTrainedModel:
         with self.timed("load"):
+            if stages < self._latest or dtype != self._dtype:
+                self._resident = self._emptied = self._base = None
+            self._dtype = dtype
             gc.collect()
-            if stages < self._latest:
-                self._resident = self._emptied = None
             if self._emptied is not None:
                 self._resident, self._emptied = self._filled(self._emptied), None
             elif self._resident is None or (self._base is None and (to_learn or self._stages != stages)):
                 self._resident = self._base = None
-                self._resident = self._read()
+                self._resident = self._read(dtype)
                 self._base = self._owned_weights(self._resident) if to_learn else None
                 self._stages = 0
             elif self._stages not in (0, stages):
@@ -155,7 +164,7 @@ class Job:
 
         ZeRO-3 takes its model apart when its engine starts, so it gets the job's own, in host memory until then.
         """
-        model = self.model_after(stages, to_learn=True)
+        model = self._model_after(stages, self.config.model.dtype, to_learn=True)
         self._stages = _CHANGED
         if self._taken_apart:
             self._emptied = _with_weights(model, lambda weight: torch.empty_like(weight, device="meta"))
@@ -167,10 +176,12 @@ class Job:
     def _taken_apart(self) -> bool:
         return zero_stage(self.deepspeed) == 3
 
-    def _read(self) -> PreTrainedModel:
+    def _read(self, dtype: str) -> PreTrainedModel:
         """The base model, with what the stream's tasks need."""
         self.loads += 1
-        model = self.family.load(self.world.device)
+        settings = self.config.model
+        kind = self.family if dtype == settings.dtype else family(settings.model_copy(update={"dtype": dtype}))
+        model = kind.load(self.world.device)
         self.samples.prepare(model)
         return model
 

@@ -33,6 +33,7 @@ class Shapes:
     Attributes:
         width: bytes of an element of the base model.
         weights: bytes of the base model.
+        merged: bytes of the model in measuring and evaluating.
         targets: `(out, in)` of each adapted linear.
         inputs: features of each distinct input of the adapted linears.
         frozen, adapters, beside: elements of adapters that stay as they are, of those that are trained, and of the
@@ -44,6 +45,7 @@ class Shapes:
 
     width: int
     weights: int
+    merged: int
     targets: tuple[tuple[int, int], ...]
     inputs: tuple[int, ...]
     frozen: int
@@ -60,7 +62,11 @@ class Shapes:
         samples.prepare(skeleton)
         named = chosen_targets(config, samples.family, skeleton)
         targets = named.values()
-        width = torch.empty((), dtype=getattr(torch, config.model.dtype)).element_size()
+        width, merged = (
+            torch.empty((), dtype=getattr(torch, config.model.dtype_in(step))).element_size()
+            for step in ("train", "evaluate")
+        )
+        parameters = sum(parameter.numel() for parameter in skeleton.parameters())
         a, b = (
             config.lora.rank * sum(sizes)
             for sizes in (
@@ -77,11 +83,12 @@ class Shapes:
         if skeleton.can_generate():
             text = skeleton.config.get_text_config()
             head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-            cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * width
+            cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * merged
         planned = [sums_to_measure(config, named, when) for when in TIMES]
         return cls(
             width=width,
-            weights=width * sum(parameter.numel() for parameter in skeleton.parameters()),
+            weights=width * parameters,
+            merged=merged * parameters,
             targets=tuple((target.module.out_features, target.module.in_features) for target in targets),
             inputs=tuple({target.source: target.module.in_features for target in targets}.values()),
             frozen=0 if train_a else a,
@@ -123,7 +130,7 @@ def least_memory(config: RunConfig, shapes: Shapes, ranks: int) -> int:
     """Bytes that a rank surely needs: the larger of measuring and training, without activations."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = sum(training_bytes(config, shapes, ranks, device).values())
-    return shapes.weights + max(shapes.sums, trained)
+    return max(shapes.merged + shapes.sums, shapes.weights + trained)
 
 
 def host_memory_problems(shapes: Shapes, local_ranks: int) -> list[str]:
@@ -154,7 +161,7 @@ def predict_memory(
     """
     again = config.training.gradient_checkpointing is True if recompute is None else recompute
     shapes = Shapes.of(config, samples)
-    weights = {"weights": shapes.weights}
+    weights = {"weights": shapes.merged}
     shards = ranks if zero_stage(deepspeed_config(config.distributed.deepspeed, device)) == 3 else 1
     held: dict[Step, dict[str, int]] = {
         "measure": {**weights, "sums": shapes.sums},

@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from llava_cl.config import AnyTask
-from llava_cl.distributed import exchange_tensors
+from llava_cl.distributed import collect_tensors
 from llava_cl.errors import RunError
 from llava_cl.methods import LayerStatistics, LoraFactors
 from llava_cl.models import LinearTarget
@@ -64,7 +64,7 @@ def initialise(job: Job, stage: int) -> list[Path]:
     model = job.model_after(stage - 1, to_learn=True)
     job.samples.choose(model, stage)
     start = job.samples.start(model, stage, torch.Generator().manual_seed(job.seed(stage, "head")), job.world)
-    targets, owners = job.targets(model), job.owners(model)
+    owners = job.owners(model)
     measured = measure_task(job, model, stage, "before", owners)
     report = job.progress.step(stage, "initialise")
     a: dict[str, torch.Tensor] = {}
@@ -89,10 +89,7 @@ def initialise(job: Job, stage: int) -> list[Path]:
                     generator,
                 )
             report(done, len(owned))
-        a, b = exchange_tensors(a, owners, job.world), exchange_tensors(b, owners, job.world)
-    missing = sorted(set(targets) - set(a))
-    if missing:
-        raise RunError(f"stage {stage}: {len(missing)} layers got no LoRA factors, first {missing[0]}.")
+        a, b = collect_tensors(a, owners, job.world), collect_tensors(b, owners, job.world)
     file = job.stage(stage).initial_factors
     if job.world.is_main:
         save_tensors(

@@ -40,6 +40,9 @@ from llava_cl.training.sums import (
 
 logger = logging.getLogger(__name__)
 
+_FP16_SCALE = 2.0**10
+"""A float16 model's loss is multiplied by this before backward, and its gradients divided: small ones become zero."""
+
 Batch = dict[str, torch.Tensor]
 TokenMask = Callable[[Batch, str], torch.Tensor]
 """Which tokens of a batch count at the input of that name: bool, of the shape of the input without its last axis."""
@@ -161,7 +164,7 @@ def measure(
 
         collector, counts = _collect(model, batches, begin, token_mask, world.device, report)
         done += counts.done
-        _reduce(collector, counts, owners, world, home, ids, result)
+        _reduce(collector, counts, owners, world, home, ids, result, _scale(model))
     return result
 
 
@@ -241,7 +244,7 @@ def _run(
                 # Gradient checkpointing runs layers again during backward; they must not be counted twice.
                 collector.mask_of = None
                 if collector.needs_gradient:
-                    loss.backward()
+                    (loss * _scale(model)).backward()
             losses.append(loss.detach())
             report(counts.done)
     finally:
@@ -249,6 +252,10 @@ def _run(
     finite = torch.stack(losses).isfinite().tolist() if losses else []
     suspects = [index for fine, batch in zip(finite, members, strict=True) if not fine for index in batch]
     return collector, counts._replace(suspects=tuple(suspects))
+
+
+def _scale(model: PreTrainedModel) -> float:
+    return _FP16_SCALE if next(model.parameters()).dtype == torch.float16 else 1.0
 
 
 def _reduce(
@@ -259,6 +266,7 @@ def _reduce(
     home: torch.device,
     ids: Sequence[int | str] | None,
     result: Statistics,
+    scale: float,
 ) -> None:
     """Sums a pass over the ranks and adds the means that this rank owns to the result."""
     unreached = sorted(set.intersection(*gather_objects(collector.unreached(), world)))
@@ -284,7 +292,7 @@ def _reduce(
         reduce_sums({item.key: total}, {item.key: owners[item.name]}, world)
         if owners[item.name] != world.rank:
             continue
-        mean = total.div_(result.samples if item.of_gradient else seen)
+        mean = total.div_(scale * result.samples if item.of_gradient else seen)
         if not torch.isfinite(mean).all():
             kind = GRADIENT if item.of_gradient else item.kind
             raise RunError(

@@ -23,11 +23,12 @@ from llava_cl.distributed import World
 from llava_cl.errors import InputError
 from llava_cl.methods import LoraFactors
 from llava_cl.pipeline import doctor, planning
-from llava_cl.pipeline.activations import ANSWER_TOKENS, TEXT_TOKENS, Size, task_size
+from llava_cl.pipeline.activations import ANSWER_TOKENS, TEXT_TOKENS, Size, Step, task_size
 from llava_cl.pipeline.planning import (
     Needs,
     Shapes,
     host_memory_problems,
+    least_memory,
     predict_disk,
     predict_memory,
     recomputes,
@@ -100,6 +101,23 @@ def test_zero_stages_share_out_what_they_say(config: RunConfig, stage: int) -> N
     memory = predict_memory(config, samples_of(config), SIZE, ranks=4, device=CPU)
     assert memory["train"]["weights"] == shapes.weights // (4 if stage == 3 else 1)
     assert memory["measure"]["weights"] == shapes.weights
+
+
+def test_measuring_and_evaluating_hold_the_merged_dtype(config: RunConfig) -> None:
+    def planned(**dtypes: str) -> tuple[Shapes, dict[Step, dict[str, int]]]:
+        changed = config.model_copy(update={"model": config.model.model_copy(update=dtypes)})
+        samples = samples_of(changed)
+        return Shapes.of(changed, samples), predict_memory(changed, samples, SIZE, ranks=1, device=CPU)
+
+    half, in_half = planned(dtype="bfloat16")
+    full, in_full = planned(dtype="float32")
+    both, in_both = planned(dtype="bfloat16", merged_dtype="float32")
+    assert (in_both["measure"], in_both["evaluate"]) == (in_full["measure"], in_full["evaluate"])
+    assert in_both["train"] == in_half["train"] != in_full["train"]
+    assert (both.weights, both.merged) == (half.weights, full.weights) == (half.merged, 2 * half.weights)
+    narrow = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
+    trained = sum(training_bytes(narrow, both, 1, CPU).values())
+    assert least_memory(narrow, both, 1) == max(both.merged + both.sums, both.weights + trained)
 
 
 def test_keys_and_values_are_those_of_a_generation(config: RunConfig) -> None:

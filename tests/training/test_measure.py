@@ -70,6 +70,20 @@ def test_only_what_is_wanted_is_measured(model: PreTrainedModel) -> None:
     assert moment.second_moments.keys() == {target.source for target in _targets(model).values()}
 
 
+def test_small_gradients_of_a_float16_model_are_no_zeros(model: PreTrainedModel) -> None:
+    """Some 1e-7 large they are below what float16 tells from zero; the loss is scaled up, and the sums down again."""
+    model.half()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2.0**-9)
+    half = _measure(model, "iti", "gradient", "second_moment")
+    full = _measure(model.float(), "iti", "gradient", "second_moment")
+    for name, gradient in full.gradients.items():
+        assert half.gradients[name].dtype == torch.float32
+        assert (half.gradients[name] - gradient).norm() < 0.05 * gradient.norm()
+    for name, moment in full.second_moments.items():
+        assert (half.second_moments[name] - moment).norm() < 0.01 * moment.norm()
+
+
 def test_a_padding_sample_adds_nothing(model: PreTrainedModel) -> None:
     samples = build_samples("iti")
     filler = {**samples[2], "index": -1, "labels": [-100] * len(samples[2]["labels"])}
