@@ -165,7 +165,8 @@ def test_word_level_image_token_cannot_come_from_text(word_level):
 def test_a_text_may_hold_thousands_of_markers(word_level):
     """More than Python calls may lie within one another."""
     image_id = WORD_ID["<image>"]
-    encoded = encode(word_level, ["what", "a <image> cat " * 3000 + "<image>"], image=False, image_id=image_id)
+    text = "a <image> cat " * 3000 + "<image>"
+    encoded = encode(word_level, ["what", text], image=False, image_id=image_id, max_length=20_000)
     word, *marker = (WORD_ID[text] for text in ("a", "<", "image", ">"))
     assert answers(encoded) == [*[word, *marker, WORD_ID["cat"]] * 3000, *marker, WORD_ID["</s>"]]
 
