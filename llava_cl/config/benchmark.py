@@ -86,7 +86,7 @@ class ClassTaskConfig(_Task):
     `classes` lists class folders by name, or by their place among all of them in order (0 = the first; folders named by
     numbers are ordered as numbers), or is how many there are, where the task has all. A class is called as its folder
     is, with spaces for underscores, or as the file `names.json` beside the training folder says, or as `names` does.
-    `template` makes a sentence of the name for a model that reads.
+    `template` makes a sentence of the name, which takes the place of `{}`, for a model that reads.
     """
 
     classes: Annotated[int, Field(ge=2)] | Annotated[Many[_Folder | int], Field(min_length=2)]
@@ -98,8 +98,9 @@ class ClassTaskConfig(_Task):
     def _usable(self) -> ClassTaskConfig:
         if not isinstance(self.classes, int) and len(set(self.classes)) < len(self.classes):
             raise ValueError("a class is listed twice")
-        if "{}" not in self.template:
-            raise ValueError("template: {} is missing, which stands for the name of the class")
+        before, _, after = self.template.partition("{}")
+        if len(before) + len(after) == len(self.template) or set("{}") & set(before + after):
+            raise ValueError("template: {} must stand in it once, for the name of the class, and no other brace")
         return self
 
     @property

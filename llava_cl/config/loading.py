@@ -9,6 +9,7 @@ benchmark with tasks of its own or another method; any other mapping changes onl
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,9 @@ from llava_cl.config.benchmark import AnyTask, BenchmarkConfig, ClassTaskConfig
 from llava_cl.config.schema import RunConfig
 from llava_cl.config.section import Section, checked
 from llava_cl.errors import InputError
-from llava_cl.parsing import MAX_YAML_BYTES, near_miss, parse_yaml, read_text, shown
+from llava_cl.listing import entries, is_image
+from llava_cl.parsing import MAX_YAML_BYTES, SURROGATE, near_miss, parse_yaml, read_text, shown
+from llava_cl.terminal import printable
 
 _SHIPPED = Path(__file__).resolve().parents[2] / "configs"
 _PATHS = ((None, "data_root"), ("model", "path"), ("model", "vision_tower"), ("distributed", "deepspeed"))
@@ -195,12 +198,15 @@ def _with_folders(benchmark: BenchmarkConfig, root: Path) -> BenchmarkConfig:
         InputError: folders that do not fit what the tasks say of them, all named.
     """
     problems: list[str] = []
+    imageless = functools.cache(_imageless)
 
     def named(task: AnyTask) -> AnyTask:
         if not isinstance(task, ClassTaskConfig) or not (root / (task.train or task.test)).is_dir():
             return task
         place = root / (task.train or task.test)
-        found = sorted((entry.name for entry in place.iterdir() if entry.is_dir()), key=_natural)
+        found = sorted((entry.name for entry in entries(place) if entry.is_dir()), key=_natural)
+        if isinstance(task.classes, int) or not all(isinstance(name, str) for name in task.classes):
+            problems.extend(imageless(place))
         wanted = tuple(found) if isinstance(task.classes, int) else task.classes
         if isinstance(task.classes, int) and len(found) != task.classes:
             problems.append(f"{place}: holds {len(found)} class folders, {task.classes} are expected.")
@@ -221,6 +227,21 @@ def _with_folders(benchmark: BenchmarkConfig, root: Path) -> BenchmarkConfig:
     if problems:
         raise InputError(*dict.fromkeys(problems))
     return resolved
+
+
+def _imageless(place: Path) -> list[str]:
+    """What is wrong with folders that would count as classes, and move the numbers of those that follow."""
+    return [
+        f"{place}: {printable(folder.name)} "
+        + (
+            "has a name that is not UTF-8; rename it."
+            if SURROGATE.search(folder.name)
+            else "holds no image; remove it."
+        )
+        for folder in entries(place)
+        if folder.is_dir()
+        and (SURROGATE.search(folder.name) or not any(is_image(entry.name) for entry in entries(folder)))
+    ]
 
 
 def _natural(name: str) -> tuple[int, int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from llava_cl.data.conversation import IGNORE_INDEX
 from llava_cl.data.dataset import PADDING_INDEX
 from llava_cl.data.images import load_image
 from llava_cl.errors import InputError
+from llava_cl.listing import entries, is_image, other_spelling
+from llava_cl.parsing import SURROGATE
+from llava_cl.terminal import printable
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _LISTED = 10
 
 
@@ -42,26 +45,44 @@ def load_class_records(folder: Path, classes: Sequence[str]) -> list[ClassRecord
         classes: names of class folders.
 
     Raises:
-        InputError: class folders that are missing or empty, or entries that are no image, all named.
+        InputError: class folders that are missing, empty or cannot be read, or entries that are no image, all named.
     """
     problems: list[str] = []
     records: list[ClassRecord] = []
     for label, name in enumerate(classes):
         place = folder / name
         if not place.is_dir():
-            problems.append(f"{place}: is no folder, but should hold the images of a class.")
+            near = other_spelling(place)
+            problems.append(f"{place}: is no folder, but should hold the images of a class.{near}")
             continue
-        files = sorted(entry.name for entry in place.iterdir() if not entry.name.startswith("."))
-        strange = [file for file in files if Path(file).suffix.lower() not in SUFFIXES]
-        if strange:
-            problems.append(f"{place}: {', '.join(strange[:_LISTED])} is no image; take it out of the class's folder.")
-        if not files:
+        try:
+            found = entries(place)
+        except InputError as error:
+            problems += error.problems
+            continue
+        strange: dict[str, list[str]] = {}
+        for entry in found:
+            if fault := _fault(entry):
+                strange.setdefault(fault, []).append(printable(entry.name))
+        problems += [f"{place}: {', '.join(names[:_LISTED])} {fault}" for fault, names in strange.items()]
+        if not found:
             problems.append(f"{place}: holds no images.")
-        records += (ClassRecord(f"{name}/{file}", label) for file in files)
+        records += (ClassRecord(f"{name}/{entry.name}", label) for entry in found)
     if problems:
         hidden = len(problems) - _LISTED
         raise InputError(*problems[:_LISTED], *([f"{folder}: and {hidden} more problems"] if hidden > 0 else []))
     return records
+
+
+def _fault(entry: Path) -> str | None:
+    """Why what a class folder holds cannot be an image of the class."""
+    if SURROGATE.search(entry.name):
+        return "has a name that is not UTF-8; rename it."
+    if not is_image(entry.name):
+        return "is no image; take it out of the class's folder."
+    if not os.access(entry, os.R_OK) or not entry.is_file():
+        return "is no file that can be read, or a link that leads to none; take it out of the class's folder."
+    return None
 
 
 class ClassDataset(Dataset[dict[str, Any]]):

@@ -151,7 +151,7 @@ class Clip(ClassifierBase):
 
     def _tokenized(self, task: ClassTaskConfig, tokenizer: Any) -> torch.Tensor:
         length = self._architecture.text_config.max_position_embeddings
-        texts = [task.template.format(name) for name in task.class_names()]
+        texts = [task.template.replace("{}", name) for name in task.class_names()]
         ids = [tokenizer(text)["input_ids"] for text in texts]
         long = [text for text, own in zip(texts, ids, strict=True) if len(own) > length]
         if long:

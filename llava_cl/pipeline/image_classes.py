@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ class ImageClasses:
                 "it; write 'seen'."
             )
         self._tasks = [task for task in config.benchmark.evaluated if isinstance(task, ClassTaskConfig)]
+        self._check_names()
         spec, images = self.family.image_spec(), config.images
         resize = images.resize or spec.size
         if min([resize] if isinstance(resize, int) else resize) < spec.size:
@@ -46,6 +48,27 @@ class ImageClasses:
         self._plain = Plain(spec.size, resize, images.interpolation, spec.mean, spec.std)
         if images.augment is not None:
             self._augmented(seed=0)  # now, so that what it needs is found missing before a run
+
+    def _check_names(self) -> None:
+        """Refuses two classes to choose among that are one to the scorer, or to a model that reads their names.
+
+        Raises:
+            InputError: all such pairs.
+        """
+        problems = []
+        known: dict[str, str] = {}
+        for task in self._tasks:
+            if self._config.benchmark.evaluate == "all":
+                known = {}
+            with contextlib.suppress(InputError):  # its folders are missing, which is told elsewhere
+                for folder, name in zip(task.folders, task.class_names(), strict=True):
+                    place = f"{task.name}/{folder}"
+                    called = " ".join(name.replace("_", " ").casefold().split())
+                    keys = [folder.upper(), *([f"/{called}"] if self.family.zero_shot else [])]
+                    for other in {known.setdefault(key, place) for key in keys} - {place}:
+                        problems.append(f"benchmark: classes {other} and {place} have one name; give them others.")
+        if problems:
+            raise InputError(*problems)
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Heads or prompts of all tasks."""

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from llava_cl.data.class_folders import SUFFIXES, load_class_records
+from llava_cl.data.class_folders import load_class_records
 from llava_cl.errors import InputError, LlavaClError, RunError
+from llava_cl.listing import entries, is_image
 
 Picture = Path | np.ndarray
 """An image file, or the pixels `[height, width]` or `[height, width, 3]` uint8."""
@@ -131,7 +132,7 @@ def _incomplete(out: Path, splits: Mapping[str, Split]) -> list[str]:
         for name in classes
         if name not in own
     ]
-    strange = [key for split in splits.values() for key in split if Path(key).suffix.lower() not in SUFFIXES]
+    strange = [key for split in splits.values() for key in split if not is_image(key)]
     return problems + [f"{key}: is no image by its name; take it out of the download or the list." for key in strange]
 
 
@@ -149,7 +150,7 @@ def _unplanned(out: Path, splits: Mapping[str, Split]) -> list[str]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    return sorted(e for e in folder.iterdir() if not e.name.startswith(".")) if folder.is_dir() else []
+    return entries(folder) if folder.is_dir() else []
 
 
 def _same(file: Path, picture: Picture, copy: bool) -> bool:

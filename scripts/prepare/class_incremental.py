@@ -22,6 +22,7 @@ import numpy as np
 from class_folders import Picture, check_places, main_guard, warn_of_counts, write_class_folders
 
 from llava_cl.errors import InputError
+from llava_cl.listing import entries
 
 EXPECTED = {"cifar100": (100, 50_000, 10_000), "imagenet_r": (200, 24_000, 6_000), "domainnet": (200, 47_532, 20_450)}
 """Classes, and images of train and val."""
@@ -65,11 +66,7 @@ def imagenet_r(source: Path, lists: Lists) -> dict[str, dict[str, Picture]]:
             for part, file in zip(PARTS, _both(lists), strict=True)
         }
     found = sorted(
-        f"{folder.name}/{file.name}"
-        for folder in source.iterdir()
-        if folder.is_dir()
-        for file in folder.iterdir()
-        if not file.name.startswith(".")
+        f"{folder.name}/{file.name}" for folder in entries(source) if folder.is_dir() for file in entries(folder)
     )
     if not found:
         raise InputError(f"{source}: holds no folders of images; give the folder of ImageNet-R's wnid folders.")
