@@ -86,20 +86,29 @@ def read_text(path: Path, advice: str = "", limit: int | None = None) -> str:
         raise InputError(f"{path}: is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
 
 
-def parse_json(text: str, where: str, *, line: int | None = None, hint: str = "") -> Any:
-    """A JSON text's value. Of a key that an object has twice, the last counts.
+def parse_json(text: str, where: str, *, line: int | None = None, hint: str = "", unique: bool = False) -> Any:
+    """A JSON text's value.
 
     Args:
         text: the text.
         where: the file, for the message.
         line: number of the file's line that is the text, if it is one.
         hint: what may be the matter with text that is not JSON.
+        unique: whether a key that an object has twice is refused; else its last value counts.
 
     Raises:
         InputError: not JSON, nested too deeply, or with a number of thousands of digits.
     """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise InputError(f"{where}: {shown(key)} is given twice in one object; keep one.")
+        return dict(pairs)
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once if unique else None)
     except json.JSONDecodeError as error:
         place = f"line {line or error.lineno}, column {error.colno}"
         raise InputError(f"{where}: {place}: not valid JSON ({error.msg}){hint}.") from error

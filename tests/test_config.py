@@ -292,7 +292,7 @@ def test_every_documented_field_exists_with_its_default() -> None:
 
 
 QUOTES = "Put it in quotes if it is meant as text."
-BOOLEANS = "YAML reads yes, no, on and off as true and false."
+BOOLEANS = "In YAML yes, no, on and off are booleans, too."
 
 
 @pytest.mark.parametrize(

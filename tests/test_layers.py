@@ -12,7 +12,9 @@ import llava_cl
 
 PACKAGE = Path(llava_cl.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "parsing", "config", "logging", "distributed", "listing", "stopping", "terminal"}),
+    frozenset(
+        {"errors", "parsing", "config", "logging", "distributed", "environment", "listing", "stopping", "terminal"}
+    ),
     frozenset({"subspace"}),
     frozenset({"store"}),
     frozenset({"models", "data"}),

@@ -223,11 +223,11 @@ class RunConfig(Section):
         return own.learning_rate if own and own.learning_rate else self.training.learning_rate
 
     def identity(self) -> dict[str, Any]:
-        """What a run's result depends on: everything but the name, places, and what changes speed or memory alone."""
+        """What of it a run's result depends on: all but the name, places, and what changes speed or memory alone."""
         content = self.model_dump(mode="json")
         for section, key in _NOT_IDENTITY:
             del (content[section] if section else content)[key]
         del content["benchmark"]["aliases"]
         for task in (*content["benchmark"]["tasks"], *content["benchmark"]["probes"]):
             del task["records"]
-        return {**content, "deepspeed": self.distributed.deepspeed is not None}
+        return content

@@ -37,6 +37,7 @@ _TYPES = {
 """What a value should be instead, by the type of pydantic's error."""
 _LIMITS = {
     "finite_number": "be finite",
+    "multiple_of": "be a whole number",
     "too_short": "have at least {min_length} entries",
     "too_long": "have at most {max_length} entries",
     "string_too_long": "have at most {max_length} characters",
@@ -130,7 +131,7 @@ def _reason(model: type[BaseModel], key: tuple[Any, ...], items: list[_Error]) -
     if names.keys() & {"text", "a path"} and not isinstance(value, list | dict):
         advice = " Put it in quotes if it is meant as text."
     elif isinstance(value, bool):
-        advice = " YAML reads yes, no, on and off as true and false."
+        advice = " In YAML yes, no, on and off are booleans, too."
     return f"must be {' or '.join(names)}, is {_written(value)}.{advice}"
 
 

@@ -27,7 +27,7 @@ from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
 from llava_cl.stopping import StopRequest
 from llava_cl.store import RunDirectory, StageDirectory
 from llava_cl.training.adapters import replay
-from llava_cl.training.trainer import deepspeed_config, zero_stage
+from llava_cl.training.deepspeed_file import deepspeed_config, zero_stage
 
 _CHANGED = -1
 """In place of a number of stages: the weights are of none."""

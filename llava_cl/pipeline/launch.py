@@ -20,7 +20,9 @@ from typing import IO, Any
 
 import torch
 
+import llava_cl
 from llava_cl.config import DistributedConfig
+from llava_cl.environment import MEETING, RESULT, drop
 from llava_cl.errors import InputError
 from llava_cl.parsing import read_text, shown
 from llava_cl.pipeline import node
@@ -184,13 +186,19 @@ def torchrun(ranks: int, meeting: Meeting | None = None, number: int = 0) -> lis
 
 
 def environment(ranks: int) -> dict[str, str]:
-    """The ranks' environment: threads shared out on a CPU, no network."""
+    """The ranks' environment: this process's without what changes results, threads shared out on a CPU, no network.
+
+    Ranks import the package that this process has imported, and nothing from the working directory.
+    """
     values = dict(os.environ)
+    drop(values, RESULT + MEETING)
     values.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    values.setdefault("HF_HUB_OFFLINE", "1")
     values.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not torch.cuda.is_available():
-        values.setdefault("DS_ACCELERATOR", "cpu")
+    values |= {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+    values["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
+    root = Path(llava_cl.__file__).parents[1]
+    if root.name not in ("site-packages", "dist-packages"):
+        values["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), values.get("PYTHONPATH"))))
     return values
 
 

@@ -32,6 +32,7 @@ from llava_cl.store import RunDirectory
 from llava_cl.store.fingerprint import changed_code, fingerprint_code, fingerprint_model
 from llava_cl.store.resume_points import resume_steps
 from llava_cl.store.stage_directory import FORMAT
+from llava_cl.training.deepspeed_file import result_settings
 from llava_cl.training.sums import MEAN_INPUT
 
 
@@ -238,6 +239,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
         "data": fingerprint_data(config),
     }
     code = fingerprint_code(config)
+    identity = {**_identity(config), "deepspeed": result_settings(config.distributed.deepspeed)}
     if not (run.begun and run.manifest.is_file()):
         check_disk(config, run.path)
         found = check_records(
@@ -249,7 +251,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
                 "name": config.name,
                 "started": _now(),
                 "config": config.model_dump(mode="json"),
-                "identity": _identity(config),
+                "identity": identity,
                 "version": __version__,
                 "code": code,
                 "environment": versions(),
@@ -265,10 +267,13 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
         )
         return
     before = run.recorded()
-    now = {"identity": _identity(config), "base": fingerprints["base"]["sha256"], "data": fingerprints["data"]}
+    now = {"identity": identity, "base": fingerprints["base"]["sha256"], "data": fingerprints["data"]}
     now["llava_cl"] = __version__
     # The recorded configuration is read again, so that options that came since have their defaults.
-    recorded = _identity(recorded_config(run.path))
+    recorded = {**_identity(recorded_config(run.path)), "deepspeed": before["identity"]["deepspeed"]}
+    if recorded["deepspeed"] is True and identity["deepspeed"] is not False:
+        recorded["deepspeed"] = identity["deepspeed"]
+        watcher.note("an earlier version of llava_cl began the run, which did not record what its DeepSpeed file says")
     then = {"identity": recorded, "base": before["base"]["sha256"], "data": before["data"]}
     then["llava_cl"] = before["version"]
     if now != then:
@@ -307,7 +312,7 @@ def _now() -> str:
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:
-    """What a run's result depends on, of its configuration and its method."""
+    """What a run's result depends on, of its configuration and its method; not of its DeepSpeed file."""
     identity = config.identity()
     methods = Methods(config.method)
     if MEAN_INPUT in methods.wanted("before") | methods.wanted("after"):

@@ -19,8 +19,8 @@ from llava_cl.pipeline.activations import Size, Step, batch_size, task_size, try
 from llava_cl.pipeline.duration import predict_seconds
 from llava_cl.pipeline.measuring import TIMES, sums_to_measure
 from llava_cl.pipeline.samples import Samples, chosen_targets, samples_of
+from llava_cl.training.deepspeed_file import deepspeed_config, zero_stage
 from llava_cl.training.sums import device_bytes, host_bytes
-from llava_cl.training.trainer import deepspeed_config, zero_stage
 
 _SPARE = 1.1
 """A prediction may be too low by a tenth."""

@@ -12,13 +12,14 @@ from llava_cl.config import ClassTaskConfig, RunConfig, TaskConfig
 from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.scorers import SCORERS
 from llava_cl.methods import Methods
+from llava_cl.parsing import near_miss
 from llava_cl.pipeline.doctor import check_flash_attention
 from llava_cl.pipeline.measuring import TIMES, sums_to_measure
 from llava_cl.pipeline.planning import Shapes, host_memory_problems, least_memory, predict_disk
 from llava_cl.pipeline.samples import chosen_targets, samples_of
 from llava_cl.pipeline.scoring import task_scorer
 from llava_cl.pipeline.task_data import data_files, evaluation_files, image_folders
-from llava_cl.training.trainer import deepspeed_config, zero_stage
+from llava_cl.training.deepspeed_file import check_deepspeed, deepspeed_config, zero_stage
 
 
 def check_plan(config: RunConfig, ranks: int) -> None:
@@ -27,7 +28,8 @@ def check_plan(config: RunConfig, ranks: int) -> None:
     Raises:
         InputError: everything that is wrong, at once.
     """
-    problems = list(problems_of(lambda: _check_method(config), lambda: config.training.micro_batch_for(ranks)))
+    found = problems_of(lambda: _check_method(config), lambda: check_deepspeed(config, ranks))
+    problems = list(dict.fromkeys([*found, *problems_of(lambda: config.training.micro_batch_for(ranks))]))
     columns, rank = config.measurement.sketch, config.lora.rank
     if columns is not None and columns < rank:
         problems.append(
@@ -52,7 +54,8 @@ def check_plan(config: RunConfig, ranks: int) -> None:
         where = f"benchmark task {task.name}"
         scorer = SCORERS.get(task.scorer)
         if scorer is None:
-            problems.append(f"{where}: scorer '{task.scorer}' is none of {', '.join(SCORERS)}.")
+            close = near_miss(task.scorer, SCORERS)
+            problems.append(f"{where}: scorer '{task.scorer}' is none of {', '.join(SCORERS)}.{close}")
         elif not scorer.needs_references or not isinstance(task, TaskConfig):
             continue
         elif evaluation_files(task, config.evaluation)[1] is None:

@@ -11,7 +11,10 @@ import sys
 import traceback
 from pathlib import Path
 
+import llava_cl
+from llava_cl.config import RunConfig
 from llava_cl.distributed import be_deterministic, init_world, shutdown
+from llava_cl.errors import InputError
 from llava_cl.logging import setup_logging
 from llava_cl.pipeline.failures import report_end, report_failure
 from llava_cl.pipeline.job import Job, recorded_config
@@ -21,6 +24,8 @@ from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.pipeline.stage import answer_questions, run_stage
 from llava_cl.stopping import Stopped, StopRequest
 from llava_cl.store import RunDirectory
+from llava_cl.store.fingerprint import changed_code, fingerprint_code
+from llava_cl.training.deepspeed_file import result_settings
 
 
 def main(arguments: list[str]) -> None:
@@ -33,6 +38,7 @@ def main(arguments: list[str]) -> None:
     stop.listen(stop_file(path), before_end=lambda: report_end(path, rank), command=RunDirectory(path, ()).holder)
     try:
         config = recorded_config(path)
+        _check_command(RunDirectory(path, ()), config)
         distributed = config.distributed
         if config.deterministic:
             be_deterministic()
@@ -54,6 +60,20 @@ def main(arguments: list[str]) -> None:
             # A normal exit could wait for ranks that wait for this one.
             os._exit(1)
     shutdown()
+
+
+def _check_command(run: RunDirectory, config: RunConfig) -> None:
+    """Refuses to work with other code or DeepSpeed settings than the command's, which other places may have."""
+    recorded = run.recorded("code", "identity")
+    if recorded["identity"]["deepspeed"] not in (True, result_settings(config.distributed.deepspeed)):
+        raise InputError(f"{config.distributed.deepspeed}: has changed since the command began; run it again.")
+    other = changed_code(recorded["code"], fingerprint_code(config))
+    if other:
+        raise InputError(
+            f"{Path(llava_cl.__file__).parent}: is the package that this rank imports, and other than the one of the "
+            f"command, by what {run.manifest} says of {', '.join(other)}. Install the same one on every node, and see "
+            "that PYTHONPATH names no other."
+        )
 
 
 if __name__ == "__main__":

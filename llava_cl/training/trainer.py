@@ -7,6 +7,7 @@ accumulation steps. The samples of each global batch are drawn without regard to
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from llava_cl.config import RunConfig, TrainingConfig
 from llava_cl.data import GlobalBatchSampler
 from llava_cl.distributed import World, barrier, gather_objects
-from llava_cl.errors import InputError, RunError
+from llava_cl.environment import RESULT, drop
+from llava_cl.errors import RunError
 from llava_cl.stopping import Stopped, StopRequest
-from llava_cl.store import read_json, resume_points
+from llava_cl.store import resume_points
+from llava_cl.training.deepspeed_file import zero_stage
 from llava_cl.training.statistics import save_memory
 from llava_cl.training.watch import TrainingWatch, log_row
 
@@ -49,32 +52,6 @@ class TrainingPlan:
         """The plan of a stage."""
         task = config.task(stage).name
         return cls(config.epochs(task), config.learning_rate(task), seed, beside_learning_rate, recompute)
-
-
-def deepspeed_config(path: Path | None, device: torch.device) -> dict[str, Any] | None:
-    """The DeepSpeed configuration of a file, with what a CPU needs changed; None without a file.
-
-    Raises:
-        InputError: the file is missing, not JSON, or its ZeRO section is none.
-    """
-    if path is None:
-        return None
-    content = read_json(path)
-    zero = content.get("zero_optimization", {})
-    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
-        raise InputError(f"{path}: field 'zero_optimization': must be an object whose 'stage' is 0, 1, 2 or 3.")
-    if device.type == "cpu":
-        zero = content.setdefault("zero_optimization", {})
-        zero["overlap_comm"] = False
-        if zero.get("reduce_bucket_size") == "auto":
-            zero["reduce_bucket_size"] = 5_000_000
-        content.setdefault("zero_force_ds_cpu_optimizer", False)
-    return dict(content)
-
-
-def zero_stage(deepspeed: dict[str, Any] | None) -> int:
-    """The ZeRO stage of a DeepSpeed configuration, 0 without one."""
-    return int((deepspeed or {}).get("zero_optimization", {}).get("stage", 0))
 
 
 class StageTrainer(Trainer):
@@ -206,6 +183,8 @@ def training_arguments(
 
     Call it after the process group has been initialised.
     """
+    # transformers and accelerate read it, and a training before this one in the same process may have written it.
+    drop(os.environ, RESULT)
     cpu = device.type == "cpu"
     return TrainingArguments(
         output_dir=str(folder),

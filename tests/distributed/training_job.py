@@ -19,8 +19,9 @@ from llava_cl.methods import LoraFactors, build_method
 from llava_cl.models import LinearTarget, family
 from llava_cl.stopping import Stopped, StopRequest
 from llava_cl.training.adapters import attach, collect, trained_a
+from llava_cl.training.deepspeed_file import deepspeed_config
 from llava_cl.training.statistics import saves_memory
-from llava_cl.training.trainer import TrainingPlan, deepspeed_config, train
+from llava_cl.training.trainer import TrainingPlan, train
 from tiny import run_content
 from tiny_samples import PAD_ID, SampleDataset, build_samples
 

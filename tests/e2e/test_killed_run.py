@@ -52,11 +52,14 @@ def wait_for(condition: object, seconds: float = 300) -> None:
         time.sleep(0.05)
 
 
-def test_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
+def test_killed_run_continues_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another program has left its settings in the environment."""
     config = write_config(tmp_path, tiny.run_content(tmp_path))
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert start(config, undisturbed).wait(300) == 0, (tmp_path / "undisturbed.log").read_text()
 
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("PET_NNODES", "2")
     process = start(config, killed)
     wait_for((killed / "stages/01-Colour/steps/initialise.json").exists)
     process.send_signal(signal.SIGKILL)

@@ -12,12 +12,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import llava_cl
 from llava_cl.cli import app
+from llava_cl.config import load_config
 from llava_cl.errors import InputError
 from llava_cl.pipeline import node
-from llava_cl.pipeline.launch import hosts, meet, torchrun, worker
+from llava_cl.pipeline.launch import environment, hosts, meet, started, torchrun, worker
+from llava_cl.pipeline.worker import _check_command
+from llava_cl.store import RunDirectory
+from llava_cl.store.fingerprint import fingerprint_code
 
 RUNS = Path(__file__).parents[2] / "configs" / "runs"
 
@@ -174,3 +180,104 @@ def test_ranks_on_a_node_end_with_their_connection(ending: str) -> None:
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+LEFTOVERS = {
+    "ACCELERATE_MIXED_PRECISION": "bf16",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "PARALLELISM_CONFIG_TP_SIZE": "2",
+    "TRANSFORMERS_SDPA_FORCE_GQA": "1",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",
+    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",
+    "NVIDIA_TF32_OVERRIDE": "1",
+    "ONEDNN_DEFAULT_FPMATH_MODE": "BF16",
+    "DS_ALLOW_DEPRECATED_FP16": "1",
+    "DEEPSPEED_TIMEOUT": "1",
+    "PET_NNODES": "2",
+    "PET_RDZV_ENDPOINT": "nowhere:1",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+    "RANK": "7",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "7",
+    "MASTER_ADDR": "nowhere",
+    "MASTER_PORT": "1",
+    "GROUP_RANK": "1",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "PMI_SIZE": "4",
+}
+"""What other programs leave in an environment, which changes results or keeps a job from starting."""
+PLACES = {"CUDA_VISIBLE_DEVICES": "", "NCCL_SOCKET_IFNAME": "lo", "HF_HOME": "/h", "TRANSFORMERS_VERBOSITY": "info"}
+
+
+def test_ranks_get_no_variable_that_changes_a_result_or_a_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**LEFTOVERS, **PLACES, "HF_HUB_OFFLINE": "0", "DS_ACCELERATOR": "xpu"}.items():
+        monkeypatch.setenv(name, value)
+    decided = environment(2)
+    assert not LEFTOVERS.keys() & decided.keys()
+    assert {name: decided.get(name) for name in PLACES} == PLACES
+    assert (decided["HF_HUB_OFFLINE"], decided["DS_ACCELERATOR"]) == ("1", "cpu")
+    assert decided["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_ranks_import_the_package_of_the_command(
+    installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        llava_cl, "__file__", str(tmp_path / ("site-packages" if installed else "src") / "llava_cl/x.py")
+    )
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    assert environment(1)["PYTHONPATH"] == ("/mine" if installed else f"{tmp_path / 'src'}:/mine")
+    monkeypatch.delenv("PYTHONPATH")
+    assert environment(1).get("PYTHONPATH") == (None if installed else str(tmp_path / "src"))
+
+
+PROBE = """
+import json, os, sys, pathlib
+import torch, accelerate, llava_cl
+print(json.dumps({
+    "rank": os.environ["RANK"], "size": os.environ["WORLD_SIZE"], "llava_cl": llava_cl.__file__,
+    "torch": torch.__version__, "precision": accelerate.Accelerator(cpu=True).mixed_precision}), flush=True)
+"""
+
+
+@pytest.mark.distributed
+def test_a_job_in_a_strange_environment_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules in the working directory are not those of the ranks."""
+    for name in ("torch.py", "accelerate.py", "llava_cl/__init__.py", "llava_cl/pipeline/worker.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('the wrong module')")
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe" / "probe.py").write_text(PROBE)
+    monkeypatch.chdir(tmp_path)
+    for name, value in LEFTOVERS.items():
+        monkeypatch.setenv(name, value)
+    with (tmp_path / "log").open("wb") as log, started([str(tmp_path / "probe" / "probe.py")], 1, None, log) as (job,):
+        code = job.wait(300)
+    said = (tmp_path / "log").read_text()
+    assert code == 0, said
+    line = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    assert line == {
+        "rank": "0",
+        "size": "1",
+        "llava_cl": llava_cl.__file__,
+        "torch": torch.__version__,
+        "precision": "no",
+    }
+
+
+def test_a_rank_with_other_code_or_settings_than_the_command_refuses(tmp_path: Path) -> None:
+    config = load_config(RUNS / "playground_ucit_keeplora.yaml")
+    run, code = RunDirectory(tmp_path, ()), fingerprint_code(config)
+    identity = {"deepspeed": {}}
+    run.record({"code": code, "identity": identity})
+    _check_command(run, config)
+    run.record({"code": {**code, "pipeline/steps.py": "0" * 64}, "identity": identity})
+    with pytest.raises(InputError, match=rf"{Path(llava_cl.__file__).parent}: .*other than .* pipeline/steps\.py"):
+        _check_command(run, config)
+    run.record({"code": code, "identity": {"deepspeed": {"communication_data_type": "fp16"}}})
+    with pytest.raises(InputError, match=r"zero2\.json: has changed since the command began"):
+        _check_command(run, config)
+    run.record({"code": code, "identity": {"deepspeed": True}})  # by an earlier version
+    _check_command(run, config)

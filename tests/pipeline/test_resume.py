@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -105,6 +106,34 @@ def test_changed_configuration_is_refused_with_what_changed(folder: Path, undist
     ):
         run_here(config, undisturbed)
     assert result_hashes(undisturbed) == before
+
+
+def test_what_the_deepspeed_file_says_of_results_is_part_of_a_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, output = tmp_path / "deepspeed.json", tmp_path / "run"
+    config = tiny_config(folder, tiny.run_content(folder), f"distributed.deepspeed={file}")
+
+    def run(settings: dict[str, object], place: Path = output) -> list[str]:
+        file.write_text(json.dumps(settings))
+        watcher = Silent()
+        run_here(config, place, watcher, until=0)
+        return watcher.notes
+
+    run({"zero_optimization": {"stage": 2}, "communication_data_type": "fp16"})
+    recorded = read_json(output / "run.json")["identity"]["deepspeed"]
+    assert recorded == {"communication_data_type": "fp16"}
+    run({"zero_optimization": {"stage": 3, "reduce_bucket_size": 1e6}, "communication_data_type": "fp16"})
+    with pytest.raises(InputError, match=r'- identity\.deepspeed\.communication_data_type: "fp16"\n\+ identity\.deep'):
+        run({"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}})
+    # An earlier version recorded only that there is a file.
+    with monkeypatch.context() as patch:
+        patch.setattr("llava_cl.pipeline.orchestrator.result_settings", lambda path: path is not None)
+        run({}, tmp_path / "earlier")
+    assert "did not record what its DeepSpeed file says" in run({"prescale_gradients": True}, tmp_path / "earlier")[0]
+    alone = tiny_config(folder, tiny.run_content(folder))
+    with pytest.raises(InputError, match=r"- identity\.deepspeed: true\n\+ identity\.deepspeed: false"):
+        run_here(alone, tmp_path / "earlier")
 
 
 def test_changed_data_is_refused(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
