@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llava_cl.config import RunConfig, load_config
-from llava_cl.pipeline.orchestrator import Launch, execute
-from llava_cl.pipeline.progress import Event
+from llava_cl.pipeline.orchestrator import Launch, Watcher, execute
 from llava_cl.pipeline.stage import stage_runner
 
 
-class Silent:
+class Silent(Watcher):
     """A watcher that only keeps the stages and the notes."""
 
     def __init__(self) -> None:
         self.begun: list[int] = []
         self.notes: list[str] = []
 
-    def checking(self, what: str) -> None:
-        """Nothing."""
-
     def note(self, text: str) -> None:
         """Keeps it."""
         self.notes.append(text)
 
-    def plans(self, passes: Mapping[int, Mapping[str, float]]) -> None:
-        """Nothing."""
-
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """Counts."""
         self.begun.append(stage)
-
-    def event(self, event: Event) -> None:
-        """Nothing."""
-
-    def stage_ends(self, stage: int, metrics: dict[str, Any]) -> None:
-        """Nothing."""
 
 
 def write_config(folder: Path, content: dict[str, Any]) -> Path:

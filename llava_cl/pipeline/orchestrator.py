@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from llava_cl import __version__
 from llava_cl.config import RunConfig
@@ -36,8 +36,8 @@ from llava_cl.training.deepspeed_file import result_settings
 from llava_cl.training.sums import MEAN_INPUT
 
 
-class Watcher(Protocol):
-    """Who is told how the run goes."""
+class Watcher:
+    """Who is told how the run goes; this one does nothing about it."""
 
     def checking(self, what: str) -> None:
         """Something is being checked before the run."""

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from llava_cl.pipeline.orchestrator import Watcher
 from llava_cl.pipeline.progress import Event
 from llava_cl.report.console import console_table, summary_table
 from llava_cl.report.time_left import TimeLeft
@@ -17,7 +18,7 @@ from llava_cl.terminal import say
 _SECONDS_BETWEEN_LINES = 60
 
 
-class LiveDisplay:
+class LiveDisplay(Watcher):
     """Shows stage, step, how far it is and the time that is left; use it as a context manager.
 
     Args:

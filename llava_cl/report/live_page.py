@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from llava_cl.pipeline.orchestrator import Watcher
 from llava_cl.pipeline.progress import Event
 from llava_cl.report.load import load_run
 from llava_cl.report.page import render_page
@@ -19,7 +18,7 @@ MOST_OF_THE_TIME = 0.02
 """That writing the page may take."""
 
 
-class LivePage:
+class LivePage(Watcher):
     """Writes `report/index.html` of a run while it goes; a watcher of the run, and a context manager.
 
     When the block ends well, the page is written for the last time, without the request to be read again.
@@ -43,15 +42,6 @@ class LivePage:
         if failure is None and (self._run_dir / "run.json").is_file():
             self._write(None)
 
-    def checking(self, what: str) -> None:
-        """Nothing of the run can be shown yet."""
-
-    def note(self, text: str) -> None:
-        """Nothing to show."""
-
-    def plans(self, passes: Mapping[int, Mapping[str, float]]) -> None:
-        """Nothing to show."""
-
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """A stage's job starts."""
         self._status = f"stage {stage} starts"
@@ -62,9 +52,6 @@ class LivePage:
         self._status = f"{event.step} {event.done} of {event.total}" if event.total else event.step
         if time.monotonic() >= self._next:
             self._write(SECONDS)
-
-    def stage_ends(self, stage: int, metrics: dict[str, Any]) -> None:
-        """The results are in the page already, see `committed`."""
 
     def committed(self) -> None:
         """The results of a stage have been written."""

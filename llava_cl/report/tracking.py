@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from llava_cl.config import RunConfig
+from llava_cl.pipeline.orchestrator import Watcher
 from llava_cl.pipeline.progress import Event
 from llava_cl.report.load import RunRecord, StageRecord, load_run
 from llava_cl.report.schema import Metrics, first_probed
@@ -20,7 +19,7 @@ SECONDS = 10
 """Between two looks at the training under way."""
 
 
-class Tracking:
+class Tracking(Watcher):
     """Writes a run's curves while it goes; a watcher of the run, and a context manager.
 
     How far each sink is, is kept in `logs/tracked.json`, so that a run that is continued goes on from there.
@@ -46,15 +45,6 @@ class Tracking:
             if sink is not None:
                 sink.close()
 
-    def checking(self, what: str) -> None:
-        """There is nothing to log yet."""
-
-    def note(self, text: str) -> None:
-        """Nothing to show."""
-
-    def plans(self, passes: Mapping[int, Mapping[str, float]]) -> None:
-        """Nothing to show."""
-
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """Opens what curves are written to, so that a problem with it is told before anything is spent."""
         self.update()
@@ -64,9 +54,6 @@ class Tracking:
         if event.step == "train" and time.monotonic() >= self._next:
             self.update()
             self._next = time.monotonic() + SECONDS
-
-    def stage_ends(self, stage: int, metrics: dict[str, Any]) -> None:
-        """It is logged already, see `update`."""
 
     def update(self) -> None:
         """Logs what is new: steps of trainings, and results of stages."""

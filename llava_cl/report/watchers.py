@@ -9,7 +9,7 @@ from llava_cl.pipeline.orchestrator import Watcher
 from llava_cl.pipeline.progress import Event
 
 
-class Watchers:
+class Watchers(Watcher):
     """Tells several watchers what it is told, in their order."""
 
     def __init__(self, *watchers: Watcher) -> None:

@@ -44,6 +44,19 @@ class StageDirectory:
         stage: its number.
         task: what it learns.
         origin: what it is computed from, see `RunDirectory.before`; asked for where something is recorded or verified.
+
+    Attributes:
+        adapter: folder of the stage's adapter in PEFT's layout.
+        moments: running second moments of the layers' inputs, where the method uses them.
+        initial_factors: LoRA factors before training.
+        subspace: the columns that this stage added to the basis of each layer, `[in, j]` fp32.
+        predictions: folder of the raw predictions, one JSON Lines file a task.
+        scores: of all tasks evaluated at this stage.
+        train_log: loss and learning rate of every optimizer step.
+        timings: seconds and peak memory of every step, and samples and tokens a second of training.
+        checkpoints: scratch folder of the Trainer's resume points, removed when training is complete.
+        live_log: what `train_log` will hold, while the stage is being trained.
+        manifest: `stage.json`, whose existence means that the stage is committed.
     """
 
     def __init__(self, path: Path, stage: int, task: str, origin: Callable[[], Origin]) -> None:
@@ -51,61 +64,17 @@ class StageDirectory:
         self.stage = stage
         self.task = task
         self._origin = origin
-
-    @property
-    def adapter(self) -> Path:
-        """Folder of the stage's adapter in PEFT's layout."""
-        return self.path / "adapter"
-
-    @property
-    def moments(self) -> Path:
-        """Running second moments of the layers' inputs, where the method uses them."""
-        return self.path / "moments.safetensors"
-
-    @property
-    def initial_factors(self) -> Path:
-        """LoRA factors before training."""
-        return self.path / "initial_factors.safetensors"
-
-    @property
-    def subspace(self) -> Path:
-        """The columns that this stage added to the basis of each layer, `[in, j]` fp32."""
-        return self.path / "subspace.safetensors"
-
-    @property
-    def predictions(self) -> Path:
-        """Folder of the raw predictions, one JSON Lines file a task."""
-        return self.path / "predictions"
-
-    @property
-    def scores(self) -> Path:
-        """Scores of all tasks evaluated at this stage."""
-        return self.path / "scores.json"
-
-    @property
-    def train_log(self) -> Path:
-        """Loss and learning rate of every optimizer step."""
-        return self.path / "train_log.jsonl"
-
-    @property
-    def timings(self) -> Path:
-        """Seconds and peak memory of every step, and samples and tokens a second of training."""
-        return self.path / "timings.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Scratch folder of the Trainer's resume points, removed when training is complete."""
-        return self.path / "checkpoints"
-
-    @property
-    def live_log(self) -> Path:
-        """What `train_log` will hold, while the stage is being trained."""
-        return self.checkpoints / LIVE_LOG
-
-    @property
-    def manifest(self) -> Path:
-        """`stage.json`, whose existence means that the stage is committed."""
-        return self.path / "stage.json"
+        self.adapter = path / "adapter"
+        self.moments = path / "moments.safetensors"
+        self.initial_factors = path / "initial_factors.safetensors"
+        self.subspace = path / "subspace.safetensors"
+        self.predictions = path / "predictions"
+        self.scores = path / "scores.json"
+        self.train_log = path / "train_log.jsonl"
+        self.timings = path / "timings.json"
+        self.checkpoints = path / "checkpoints"
+        self.live_log = self.checkpoints / LIVE_LOG
+        self.manifest = path / "stage.json"
 
     def _record(self, step: str) -> Path:
         return self.path / "steps" / f"{step}.json"

@@ -83,7 +83,7 @@ def run(job: Job, output: Path) -> dict[str, float]:
 
     from llava_cl.config import load_config
     from llava_cl.logging import setup_logging
-    from llava_cl.pipeline.orchestrator import Launch, execute
+    from llava_cl.pipeline.orchestrator import Launch, Watcher, execute
     from llava_cl.pipeline.stage import stage_runner
 
     torch.set_num_threads(1)
@@ -102,22 +102,13 @@ def run(job: Job, output: Path) -> dict[str, float]:
         first = {"tasks": config.benchmark.tasks[:SELECTION_TASKS], "probes": ()}
         config = config.model_copy(update={"benchmark": config.benchmark.model_copy(update=first)})
     launch = Launch(job.folder(output), until=0 if job.method == ZERO_SHOT else None)
-    metrics = execute(config, launch, _Quiet(), after_stage=lambda run: None, run_stage=stage_runner(config))
+    metrics = execute(config, launch, Watcher(), after_stage=lambda run: None, run_stage=stage_runner(config))
     if job.method == ZERO_SHOT:
         # Without learning, Transfer is the mean over the tasks that it is taken of: all but the first.
         row = metrics["base_row"]
         return {**dict.fromkeys(METRICS[job.stream], statistics.mean(row)), "Transfer": statistics.mean(row[1:])}
     summary = {name: metrics["summary"][name] for name in ("MFN", *METRICS[job.stream]) if name in metrics["summary"]}
     return summary if not config.benchmark.probes else {**summary, "Retention": metrics["probes"]["rows"][-1][0]}
-
-
-class _Quiet:
-    def checking(self, what: str) -> None: ...
-    def note(self, text: str) -> None: ...
-    def plans(self, passes: object) -> None: ...
-    def stage_begins(self, stage: int, task: str, total: int) -> None: ...
-    def event(self, event: object) -> None: ...
-    def stage_ends(self, stage: int, metrics: dict[str, object]) -> None: ...
 
 
 def _spread(values: list[float]) -> str:
