@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 from training_job import Trained, TrainingJob, run_training
 
 from llava_cl.data import GlobalBatchSampler
+from llava_cl.models import family
+from llava_cl.training.adapters import attach, collect
 from ranks import RankFailed, run_ranks
-from tiny_samples import build_samples
+from tiny_samples import SampleDataset, build_samples
 
 pytestmark = pytest.mark.distributed
 
@@ -133,6 +137,7 @@ def test_bfloat16_stays_close(job: Job, alone: Trained) -> None:
         result = _run(size, job(dtype="bfloat16", zero=zero, **TWO_EPOCHS))[0]
         assert [row["loss"] for row in result.rows] == pytest.approx([row["loss"] for row in alone.rows], rel=0.02)
         for layer, factors in result.factors.items():
+            assert not result.autocast, "adapters in fp32 would be multiplied in bfloat16"
             rounded = factors.a.bfloat16().float() if zero else factors.a
             assert torch.equal(result.tensors[f"base_model.model.{layer}.lora_A.weight"], rounded)
             trained = result.tensors[f"base_model.model.{layer}.lora_B.weight"]
@@ -157,6 +162,56 @@ def test_first_step_moves_each_group_by_its_own_learning_rate(job: Job) -> None:
     for name, start in result.projector.items():
         moved = result.tensors[f"base_model.model.model.multi_modal_projector.{name}"] - start
         assert moved.abs().median().item() == pytest.approx(7e-4, rel=1e-2)
+
+
+def test_training_is_adamw_on_the_mean_of_all_tokens(job: Job) -> None:
+    """Losses, norms, rates and what is learned, against a loop over single samples that is written out here."""
+    settings = {"epochs": 2, "weight_decay": 0.5, "max_grad_norm": 0.4, "warmup_ratio": 0.2, "micro_batch": 8}
+    made = job(gradient_b=True, training=settings)
+    result = _run(1, made)[0]
+    config = made.config()
+    llava = family(config.model)
+    model = llava.load(torch.device("cpu"))
+    connector = llava.projector_prefix()
+    options: Any = {"train_a": False, "projector": connector, "fp32_adapters": True}
+    adapted = attach(model, result.factors, config.lora, **options)
+    samples = SampleDataset(build_samples(made.kinds))
+    sampler = GlobalBatchSampler(_lengths(made), 8, 8, 0, 1, 7)
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in trained.items()}
+    steps, warmup = 6, 2  # a fifth of six is more than one
+    for step, row in enumerate(result.rows):
+        sampler.set_epoch(step // 3)
+        batch = [{**samples[index]} for index in list(sampler)[step % 3]]
+        losses, tokens = torch.zeros(()), 0
+        for sample in batch:
+            labels = torch.tensor(sample["labels"])[1:]
+            inputs = {"input_ids": torch.tensor([sample["input_ids"]])}
+            inputs |= {"pixel_values": sample["pixel_values"]} if "pixel_values" in sample else {}
+            logits = model(**inputs).logits[0, :-1]
+            losses = losses + functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+            tokens += int((labels != -100).sum())
+        for parameter in trained.values():
+            parameter.grad = None
+        (losses / tokens).backward()
+        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in trained.values() if p.grad is not None))
+        share = (step - warmup) / (steps - warmup)
+        scale = step / warmup if step < warmup else (1 + math.cos(math.pi * share)) / 2
+        assert norm > 0.4
+        assert row["loss"] == pytest.approx(losses.item() / tokens, rel=1e-4)
+        assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
+        assert row["learning_rate"] == pytest.approx(scale * 5e-3, abs=1e-12)
+        for name, parameter in trained.items():
+            rate = scale * (2e-3 if "modules_to_save" in name else 5e-3)
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad * (0.4 / norm)
+            first, second = moments[name]
+            first.lerp_(gradient, 0.1)
+            second.lerp_(gradient.square(), 0.001)
+            change = first / (1 - 0.9 ** (step + 1)) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+            with torch.no_grad():
+                parameter.mul_(1 - rate * 0.5).sub_(rate * change)
+    for name, tensor in collect(adapted, result.factors, connector, train_a=False).items():
+        assert _relative_error(result.tensors[name], tensor) < 1e-3, name
 
 
 def test_a_frozen_projector_is_neither_trained_nor_collected(job: Job) -> None:
@@ -286,11 +341,14 @@ def test_a_step_without_labels_stops_the_run_and_names_the_samples(job: Job) -> 
         _run(2, job(kinds="n" * 8))
 
 
+def _lengths(job: TrainingJob) -> list[int]:
+    return [len(s["input_ids"]) if "pixel_values" in s else -len(s["input_ids"]) for s in build_samples(job.kinds)]
+
+
 def _global_batch(job: TrainingJob, step: int) -> list[int]:
     """The samples that both ranks together are given for an optimizer step, from what their samplers yield."""
-    lengths = [len(s["input_ids"]) if "pixel_values" in s else -len(s["input_ids"]) for s in build_samples(job.kinds)]
     given: list[int] = []
-    order = GlobalBatchSampler(lengths, 8, 2, 0, 1, 7)
+    order = GlobalBatchSampler(_lengths(job), 8, 2, 0, 1, 7)
     for batch in list(order)[4 * (step - 1) : 4 * step]:
         given += batch
     return given

@@ -98,6 +98,7 @@ class Trained:
     factors: dict[str, LoraFactors]
     progress: list[tuple[int, int]]
     whole_afterwards: bool = False
+    autocast: bool = False
     stopped: bool = False
 
 
@@ -134,6 +135,8 @@ def _train(world: World, job: TrainingJob) -> Trained:
     lengths = [len(s["input_ids"]) if "pixel_values" in s else -len(s["input_ids"]) for s in samples]
     steps: list[tuple[int, int]] = []
     stop = StopRequest()
+    autocast: list[bool] = []
+    model.lm_head.register_forward_hook(lambda *_: autocast.append(torch.is_autocast_enabled("cpu")))
 
     def progress(done: int, total: int) -> None:
         steps.append((done, total))
@@ -173,7 +176,7 @@ def _train(world: World, job: TrainingJob) -> Trained:
         return Trained([], {}, start, factors, steps, stopped=True)
     assert saves_memory(adapted) is (config.training.gradient_checkpointing is True)
     tensors = collect(adapted, factors, projector, train_a=job.train_a)
-    return Trained(trained.rows, tensors, start, factors, steps)
+    return Trained(trained.rows, tensors, start, factors, steps, autocast=any(autocast))
 
 
 def _penalty(

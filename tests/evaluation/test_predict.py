@@ -34,6 +34,12 @@ def test_questions_about_the_same_stand_together() -> None:
     assert batches == [[1, 3], [4, 0], [2, 5]]
 
 
+def test_groups_of_equal_length_are_not_mixed() -> None:
+    """Else what questions about one image begin with would be read in every batch that has one of them."""
+    assert question_batches([5] * 6, 3, ["a", "b", "a", "b", "a", "b"]) == [[0, 2, 4], [1, 3, 5]]
+    assert question_batches([4, 5, 5, 4], 2, ["a", "b", "a", "b"]) == [[2, 0], [1, 3]]
+
+
 class _Numbers(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(LENGTHS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 import tiny
 from llava_cl.config import load_config
 from llava_cl.distributed import World
+from llava_cl.pipeline import steps
 from llava_cl.pipeline.job import Job
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.store import RunDirectory, read_json
@@ -29,7 +32,17 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     overrides = [f"model.dtype={request.param}"]
     if request.param == "bfloat16":
         overrides.append("training.projector_learning_rate=null")  # it needs DeepSpeed's fp32 copy
-    run_here(tiny_config(folder, content, *overrides), folder / "run")
+    seeds: list[int] = []
+
+    def train(*arguments: Any, **options: Any) -> Any:
+        seeds.append(arguments[5].seed)
+        return real(*arguments, **options)
+
+    real = steps.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "train", train)
+        run_here(tiny_config(folder, content, *overrides), folder / "run")
+    (folder / "seeds.json").write_text(json.dumps(seeds))
     return folder
 
 
@@ -86,6 +99,12 @@ def test_from_stage_to_stage_it_is_as_loaded(run: Path) -> None:
     _same(job.model_after(2), fresh[2])
     _same(job.model_after(2), fresh[2])
     assert job.loads == 1
+
+
+def test_each_stage_is_trained_with_a_seed_of_its_own(run: Path) -> None:
+    digests = [hashlib.sha256(f"42/{stage}/train".encode()).digest()[:4] for stage in (1, 2)]
+    expected = [int.from_bytes(digest, "little") // 2 for digest in digests]
+    assert json.loads((run / "seeds.json").read_text()) == expected
 
 
 def test_back_to_the_base_it_is_read_again(run: Path) -> None:

@@ -18,6 +18,7 @@ def _settings() -> list[str]:
         torch.get_float32_matmul_precision,
         lambda: torch.backends.cuda.matmul.allow_tf32,
         lambda: torch.is_autocast_enabled("cpu"),
+        lambda: torch.is_autocast_enabled("cuda"),
     ]
     if NEW:
         readings += [
@@ -37,6 +38,7 @@ def _settings() -> list[str]:
 @pytest.fixture(autouse=True)
 def _back() -> Iterator[None]:
     yield
+    torch.set_autocast_enabled("cuda", False)
     torch.set_float32_matmul_precision("highest")
     if NEW:
         for flag in (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
@@ -44,11 +46,14 @@ def _back() -> Iterator[None]:
 
 
 def _check() -> None:
+    # As a block of `torch.autocast("cuda")` does, which without a GPU does nothing.
+    torch.set_autocast_enabled("cuda", True)
     before = _settings()
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(KeyError), full_precision():
         assert torch.get_float32_matmul_precision() == "highest"
         assert not torch.backends.cuda.matmul.allow_tf32
         assert not torch.is_autocast_enabled("cpu")
+        assert not torch.is_autocast_enabled("cuda")
         if NEW:
             assert torch.backends.cuda.matmul.fp32_precision == "ieee"
             assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"

@@ -32,8 +32,12 @@ def model(tiny_run: Path) -> PreTrainedModel:
     return family(ModelConfig(path=tiny_run / "model", dtype="float32")).load(ALONE.device)
 
 
+def _family(model: PreTrainedModel) -> Any:
+    return family(ModelConfig(path=Path(str(model.config.name_or_path))))
+
+
 def _targets(model: PreTrainedModel) -> dict[str, LinearTarget]:
-    return family(ModelConfig(path=Path(str(model.config.name_or_path)))).linear_targets(model)
+    return _family(model).linear_targets(model)
 
 
 def _measure(
@@ -56,7 +60,7 @@ def _measure(
         owners=owners,
         world=ALONE,
         entries=[model.get_input_embeddings()],
-        token_mask=lambda batch, source: batch["attention_mask"].bool() & (batch["index"] >= 0)[:, None],
+        token_mask=_family(model).token_mask,
         **options,
     )
 

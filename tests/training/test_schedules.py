@@ -16,14 +16,16 @@ STEPS = 20
 RATES = (1e-3, 1e-2)
 
 
-def _course(optimizer: Any, inner: torch.optim.Optimizer, **training: Any) -> list[list[tuple[float, float]]]:
+def _course(
+    optimizer: Any, inner: torch.optim.Optimizer, steps: int = STEPS, **training: Any
+) -> list[list[tuple[float, float]]]:
     """Learning rate and first beta of both groups in each step."""
     settings = TrainingConfig(learning_rate=RATES[0], global_batch=4, micro_batch=4, **training)
     trainer: Any = SimpleNamespace(_training=settings, optimizer=optimizer, lr_scheduler=None)
-    scheduler = StageTrainer.create_scheduler(trainer, STEPS)
+    scheduler = StageTrainer.create_scheduler(trainer, steps)
     assert trainer.lr_scheduler is scheduler
     course = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         course.append([(group["lr"], group["betas"][0]) for group in inner.param_groups])
         inner.step()
         scheduler.step()
@@ -44,6 +46,13 @@ def test_steps_divide_by_ten_after_each_share_of_the_training(wrapped: bool) -> 
         expected = [rate] * 8 + [rate / 10] * 6 + [rate / 100] * 6
         assert [step[group][0] for step in course] == pytest.approx(expected)
         assert {step[group][1] for step in course} == {0.9}
+
+
+def test_a_milestone_is_the_nearest_step() -> None:
+    """0.4 and 0.7 of nine steps are 3.6 and 6.3."""
+    inner = _optimizer()
+    course = _course(inner, inner, steps=9, scheduler="steps", milestones=(0.4, 0.7))
+    assert [step[0][0] / RATES[0] for step in course] == pytest.approx([1] * 4 + [0.1] * 2 + [0.01] * 3)
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
