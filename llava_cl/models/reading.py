@@ -24,6 +24,7 @@ from llava_cl.config import ModelConfig
 from llava_cl.errors import InputError
 from llava_cl.models.contract import ImageSpec
 from llava_cl.store import read_json
+from llava_cl.store.fingerprint import model_files
 
 _LISTED = 10
 
@@ -79,8 +80,9 @@ def read_model(
     On the meta device keys and shapes are compared and no weights are kept; on others they are read to host memory.
 
     Raises:
-        InputError: the weights are missing or damaged.
+        InputError: the weights are missing or damaged, or an index of them names a file outside the folder.
     """
+    model_files(folder)
     if device.type == "meta":
         options["device_map"] = "meta"
     try:

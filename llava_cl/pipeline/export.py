@@ -54,7 +54,8 @@ def export(path: Path, stage: int, folder: Path, layout: str) -> None:
         problems.append(f"--to {folder}: exists; give a new folder.")
     if problems:
         raise InputError(*problems)
-    if layout != PEFT and fingerprint_model(job.family.folders()) != run.recorded("base")["base"]["sha256"]:
+    made = run.recorded("base", "format")
+    if layout != PEFT and fingerprint_model(job.family.folders(), made["format"]) != made["base"]["sha256"]:
         raise InputError(f"{config.model.path}: is not the base model that {path} was made with; put that one there.")
     model = job.load_model(stage) if layout != PEFT else None
     # Of this process alone, so that exports to one folder at the same time do not mix.

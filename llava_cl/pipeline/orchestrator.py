@@ -233,11 +233,6 @@ def _run_job(
 
 def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher, *, accept_code: bool) -> None:
     """Writes `run.json`, or compares it with what is to be run now."""
-    watcher.checking("fingerprints of model and data")
-    fingerprints = {
-        "base": {"path": str(config.model.path), "sha256": fingerprint_model(family(config.model).folders())},
-        "data": fingerprint_data(config),
-    }
     code = fingerprint_code(config)
     identity = {**_identity(config), "deepspeed": result_settings(config.distributed.deepspeed)}
     if not (run.begun and run.manifest.is_file()):
@@ -245,6 +240,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
         found = check_records(
             config, lambda task, done, total: watcher.checking(f"data of {task}") if not total else None
         )
+        watcher.checking("fingerprints of model and data")
         run.record(
             {
                 "format": FORMAT,
@@ -262,11 +258,15 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
                 "records": {file: count for data in found for file, count in data.records.items()},
                 "seed": config.seed,
                 "ranks": ranks,
-                **fingerprints,
+                **_fingerprints(config, FORMAT),
             },
         )
         return
+    watcher.checking("fingerprints of model and data")
     before = run.recorded()
+    fingerprints = _fingerprints(config, before["format"])
+    if before["format"] == 1:  # which knew no fingerprints of pictures
+        fingerprints["data"] = {name: own for name, own in fingerprints["data"].items() if name in before["data"]}
     now = {"identity": identity, "base": fingerprints["base"]["sha256"], "data": fingerprints["data"]}
     now["llava_cl"] = __version__
     # The recorded configuration is read again, so that options that came since have their defaults.
@@ -296,6 +296,12 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
     # Places may have changed, and the jobs read the configuration from here.
     now_there = {"config": config.model_dump(mode="json"), "ranks": ranks, "environment": environment, "code": code}
     run.record({**before, **fingerprints, **now_there, **({"code_changes": changes} if changes else {})})
+
+
+def _fingerprints(config: RunConfig, run_format: int) -> dict[str, Any]:
+    folders = family(config.model).folders()
+    base = {"path": str(config.model.path), "sha256": fingerprint_model(folders, run_format)}
+    return {"base": base, "data": fingerprint_data(config)}
 
 
 def _refuse_changed_code(run: RunDirectory, changed: Sequence[str]) -> None:

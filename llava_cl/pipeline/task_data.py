@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 from llava_cl.config import AnyTask, ClassTaskConfig, EvaluationConfig, RunConfig, TaskConfig
-from llava_cl.data import QuestionRecord, load_class_records, load_question_records
-from llava_cl.store.fingerprint import fingerprint_files
+from llava_cl.data import QuestionRecord, TrainRecord, load_class_records, load_question_records, load_train_records
+from llava_cl.store.fingerprint import fingerprint_files, fingerprint_pictures
 
 _IMAGE_FIELDS = {TaskConfig: ("images",), ClassTaskConfig: ("train", "test", "validation")}
 
@@ -33,7 +33,7 @@ def _paths(config: RunConfig, *, folders: bool) -> list[Path]:
 
 
 def fingerprint_data(config: RunConfig) -> dict[str, str]:
-    """SHA-256 of each JSON file, and for tasks of classes of the names and sizes of each split's images.
+    """SHA-256 of each JSON file, of each task's pictures (see `fingerprint_pictures`), and of the names of classes'.
 
     Raises:
         InputError: what is missing.
@@ -43,7 +43,23 @@ def fingerprint_data(config: RunConfig) -> dict[str, str]:
         if isinstance(task, ClassTaskConfig):
             for name in task.paths().values():
                 found[f"{task.name}: {name}"] = _listing(config.data_root / name, task.folders)
+        found[f"{task.name}: pictures"] = fingerprint_pictures(_pictures(config, task))
     return found
+
+
+def _pictures(config: RunConfig, task: AnyTask) -> dict[str, Path]:
+    """The pictures that a task's records name, or that are in its class folders, of every split; by path."""
+    root, splits = config.data_root, [name for name in (task.train, task.test, task.validation) if name is not None]
+    if isinstance(task, ClassTaskConfig):
+        names = [
+            f"{split}/{record.id}" for split in splits for record in load_class_records(root / split, task.folders)
+        ]
+    else:
+        records: list[TrainRecord | QuestionRecord] = [*load_train_records(root / task.train)] if task.train else []
+        for split in splits[bool(task.train) :]:
+            records += load_question_records(root / split)
+        names = [f"{task.images}/{image}" for record in records for image in record.images]
+    return {name: root / name for name in names}
 
 
 def _listing(folder: Path, classes: tuple[str, ...]) -> str:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llava_cl.config import ClassTaskConfig, RunConfig
 from llava_cl.errors import InputError
-from llava_cl.store.files import file_hash
+from llava_cl.parsing import shown
+from llava_cl.store.files import file_hash, read_json
+from llava_cl.store.stage_directory import FORMAT
 
 _PACKAGE = Path(__file__).parents[1]
 _STARTED = ("pipeline/worker.py", "pipeline/orchestrator.py")
 """What a run begins with: the ranks, and the command that starts them and puts results together."""
 _CAPTIONS = "evaluation/captions.py"
 _MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".bin"}
+_MODEL_NAMES = ("merges.txt", "vocab.txt", "*.jinja", "additional_chat_templates/*.jinja")
+_INDICES = ("*.safetensors.index.json", "*.bin.index.json")
+_SAMPLE = 1 << 15
+_LISTED = 10
+_THREADS = 16
+"""Of a network's file system more files than there are cores can be read at a time."""
 
 
 def fingerprint_files(files: Iterable[Path], root: Path) -> dict[str, str]:
@@ -31,13 +41,68 @@ def fingerprint_files(files: Iterable[Path], root: Path) -> dict[str, str]:
     return {str(file.relative_to(root)): file_hash(file) for file in files}
 
 
-def fingerprint_model(folders: Sequence[Path]) -> str:
-    """One SHA-256 over the names and hashes of the files in a checkpoint's folders."""
-    hashes = [
-        sorted(fingerprint_files((f for f in folder.iterdir() if f.suffix in _MODEL_SUFFIXES), folder).items())
-        for folder in folders
-    ]
+def fingerprint_model(folders: Sequence[Path], run_format: int = FORMAT) -> str:
+    """One SHA-256 over the names and hashes of the files in a checkpoint's folders.
+
+    Raises:
+        InputError: as `model_files`.
+    """
+    hashes = [sorted(fingerprint_files(model_files(folder, run_format), folder).items()) for folder in folders]
     return hashlib.sha256(repr(hashes).encode()).hexdigest()
+
+
+def model_files(folder: Path, run_format: int = FORMAT) -> set[Path]:
+    """What loading a checkpoint can read of its folder, and so its fingerprint covers.
+
+    Settings and tokenizers (`*.json`, `*.model`, `merges.txt`, `vocab.txt`), chat templates (`*.jinja`), weights
+    (`*.safetensors`, `*.bin`), and the weights that an index names in folders below. In runs of format 1, what has one
+    of the suffixes .json, .model, .safetensors and .bin.
+
+    Raises:
+        InputError: an index that is none, or names a file outside the folder.
+    """
+    found = {file for file in folder.iterdir() if file.suffix in _MODEL_SUFFIXES and not file.is_dir()}
+    if run_format == 1:
+        return found
+    problems = []
+    for index in (file for pattern in _INDICES for file in folder.glob(pattern)):
+        names = read_json(index, "weight_map")["weight_map"]
+        for name in set(names.values()) if isinstance(names, dict) else {None}:
+            if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+                problems.append(f"{index}: weight_map names {shown(name)}, which is no file below its folder.")
+            elif (folder / name).is_file():  # what is missing may be of another layout, or is told on loading
+                found.add(folder / name)
+    if problems:
+        raise InputError(*problems)
+    return found | {file for pattern in _MODEL_NAMES for file in folder.glob(pattern)}
+
+
+def fingerprint_pictures(pictures: Mapping[str, Path]) -> str:
+    """One SHA-256 over the names of pictures, and of each its size and its first and last 32 KiB.
+
+    Raises:
+        InputError: pictures that cannot be read; the first ones are named.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        samples = dict(zip(pictures, pool.map(_sampled, pictures.values()), strict=True))
+    unread = [
+        f"image {pictures[name]}: cannot be read ({error})." for name, error in samples.items() if error[0] != "#"
+    ]
+    if unread:
+        raise InputError(*unread[:_LISTED], *([f"and {len(unread) - _LISTED} more."] if unread[_LISTED:] else []))
+    return hashlib.sha256(repr(sorted(samples.items())).encode()).hexdigest()
+
+
+def _sampled(file: Path) -> str:
+    """# and the SHA-256 of a file's size and ends, or why it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_SAMPLE)
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(len(content), size - _SAMPLE))
+            return "#" + hashlib.sha256(b"%d %s" % (size, content + stream.read())).hexdigest()
+    except OSError as error:
+        return str(error.strerror)
 
 
 def fingerprint_code(config: RunConfig) -> dict[str, str]:

@@ -145,6 +145,26 @@ def test_changed_data_is_refused(folder: Path, undisturbed: Path, tmp_path: Path
         run_here(tiny_config(folder, {**content, "data_root": str(tmp_path / "data")}), undisturbed)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_changed_picture_is_told_with_its_task(folder: Path, undisturbed: Path, tmp_path: Path, split: str) -> None:
+    content = tiny.run_content(folder)
+    shutil.copytree(folder / "data", tmp_path / "data")
+    config = tiny_config(folder, {**content, "data_root": str(tmp_path / "data")})
+    (tmp_path / "data" / "images" / "Tone" / "unused.png").write_bytes(b"named by no record")
+    run_here(config, undisturbed)
+    record = json.loads((tmp_path / "data" / "Tone" / f"{split}.json").read_text())[-1]
+    picture = tmp_path / "data" / "images" / record["image"]
+    other = next(
+        file for file in (tmp_path / "data/images/Colour").iterdir() if file.read_bytes() != picture.read_bytes()
+    )
+    shutil.copyfile(other, picture)
+    with pytest.raises(InputError, match=r'- data\.Tone: pictures: "[0-9a-f]{64}"\n\+ data\.Tone: pictures: "'):
+        run_here(config, undisturbed)
+    picture.unlink()
+    with pytest.raises(InputError, match=rf"image {picture}: cannot be read \(No such file"):
+        run_here(config, undisturbed)
+
+
 def test_damaged_adapter_is_named_and_never_used(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     shutil.copytree(undisturbed, output)

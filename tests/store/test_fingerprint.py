@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,13 @@ from llava_cl.config import RunConfig
 from llava_cl.errors import InputError
 from llava_cl.methods import known_methods
 from llava_cl.models.contract import _families
-from llava_cl.store.fingerprint import changed_code, fingerprint_code, fingerprint_files, fingerprint_model
+from llava_cl.store.fingerprint import (
+    changed_code,
+    fingerprint_code,
+    fingerprint_files,
+    fingerprint_model,
+    fingerprint_pictures,
+)
 
 
 @pytest.fixture
@@ -70,6 +78,105 @@ def test_every_change_of_a_model_shows(checkpoint: Path, change: str) -> None:
         case "less":
             second.unlink()
     assert fingerprint_model([checkpoint]) != before
+
+
+READ = [
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.jinja",
+    "additional_chat_templates/short.jinja",
+    "pytorch_model.bin",
+    "shards/deep/model-3.safetensors",
+    "old/weights-1.bin",
+]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_every_file_that_loading_reads_is_part_of_a_model(checkpoint: Path, name: str) -> None:
+    for index, weights in (("model.safetensors", "shards/deep/model-3.safetensors"), ("x.bin", "old/weights-1.bin")):
+        (checkpoint / f"{index}.index.json").write_text(json.dumps({"weight_map": {"a": weights, "b": "gone.bin"}}))
+    before = fingerprint_model([checkpoint])
+    file = checkpoint / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"1")
+    with_it = fingerprint_model([checkpoint])
+    file.write_bytes(b"2")
+    assert len({before, with_it, fingerprint_model([checkpoint])}) == 3
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "named"),
+    [
+        ({"a": "../w.safetensors"}, "'../w.safetensors', which is no file below"),
+        ({"a": "shards/../../w.safetensors"}, "'shards/../../w.safetensors'"),
+        ({"a": "/etc/passwd"}, "'/etc/passwd'"),
+        ({"a": 3}, "names 3"),
+        (["model-1.safetensors"], "names None"),
+    ],
+)
+def test_an_index_that_leaves_the_folder_is_refused(checkpoint: Path, weight_map: object, named: str) -> None:
+    (checkpoint.parent / "w.safetensors").write_bytes(b"elsewhere")
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(InputError, match=re.escape(named)):
+        fingerprint_model([checkpoint])
+
+
+def test_a_checkpoint_of_links_is_one_of_files(checkpoint: Path, tmp_path: Path) -> None:
+    """As in the cache of a hub, whose folders hold links to files elsewhere."""
+    before = fingerprint_model([checkpoint])
+    links = tmp_path / "links"
+    links.mkdir()
+    for file in checkpoint.iterdir():
+        (links / file.name).symlink_to(file)
+    assert fingerprint_model([links]) == before
+    (links / "config.json").unlink()
+    (links / "config.json").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"config\.json: does not exist"):
+        fingerprint_model([links])
+
+
+def test_the_rule_of_format_1_is_kept_for_its_runs(checkpoint: Path) -> None:
+    names = ("config.json", "model-1.safetensors", "model-2.safetensors")
+    hashes = [[(name, hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()) for name in names]]
+    (checkpoint / "merges.txt").write_text("a b")
+    assert fingerprint_model([checkpoint], 1) == hashlib.sha256(repr(hashes).encode()).hexdigest()
+    assert fingerprint_model([checkpoint], 1) != fingerprint_model([checkpoint])
+
+
+def test_a_changed_picture_shows(tmp_path: Path) -> None:
+    pictures = {name: tmp_path / name for name in ("small", "large", "empty")}
+    content = {"small": bytes(70), "large": bytes(200_000), "empty": b""}
+
+    def fingerprint(**changed: bytes) -> str:
+        for name, own in {**content, **changed}.items():
+            pictures[name].write_bytes(own)
+        return fingerprint_pictures(pictures)
+
+    whole = fingerprint()
+    flipped = {place: bytes(place) + b"1" + bytes(199_999 - place) for place in (0, 32_767, 100_000, 167_232, 199_999)}
+    others = [fingerprint(large=flipped[place]) for place in (0, 32_767, 167_232, 199_999)]
+    others += [fingerprint(small=bytes(place) + b"1" + bytes(69 - place)) for place in (0, 35, 69)]
+    others += [fingerprint(large=bytes(200_001)), fingerprint(empty=b"1")]
+    assert len({whole, *others}) == 10
+    assert fingerprint(large=flipped[100_000]) == whole, "the middle of a large picture is not read"
+    assert fingerprint_pictures(dict(reversed(pictures.items()))) == fingerprint()
+    swapped = {**pictures, "small": pictures["large"], "large": pictures["small"]}
+    assert fingerprint_pictures(swapped) != whole
+
+
+def test_pictures_that_are_not_there_are_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    names = ["folder", *(f"{number:02d}.png" for number in range(12))]
+    with pytest.raises(InputError) as error:
+        fingerprint_pictures({name: tmp_path / name for name in names})
+    assert error.value.problems[0] == f"image {tmp_path / 'folder'}: cannot be read (Is a directory)."
+    assert error.value.problems[1] == f"image {tmp_path / '00.png'}: cannot be read (No such file or directory)."
+    assert error.value.problems[10:] == ("and 3 more.",)
 
 
 def _config(family: str = "llava", method: str = "keeplora", **task: Any) -> RunConfig:
