@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -57,48 +57,20 @@ class LayerStatistics:
     adapter: LoraFactors | None = None
 
 
-class Method(Protocol):
-    """One continual-learning method."""
+class Method:
+    """A continual-learning method; as it stands, A is random and frozen, B zero, nothing is protected or penalised."""
 
-    train_a: bool
+    train_a = False
     """Whether LoRA A is trained beside B."""
-    before: frozenset[str]
+    before: frozenset[str] = frozenset()
     """Fields of `LayerStatistics` wanted before a stage's training, on the model as it is then."""
-    after: frozenset[str]
+    after: frozenset[str] = frozenset()
     """Fields wanted after it, on the merged model."""
-    penalises: bool
+    penalises = False
     """Whether `penalty` is added to the loss."""
 
     def initial_basis(self, weight: torch.Tensor) -> torch.Tensor | None:
         """What of the base model's weight `[out, in]` is protected before the first task, `[in, k]`."""
-
-    def initialise(
-        self,
-        shape: tuple[int, int],
-        rank: int,
-        statistics: LayerStatistics,
-        basis: torch.Tensor | None,
-        generator: torch.Generator,
-    ) -> LoraFactors:
-        """The adapter of a layer of `shape` (out, in) before training."""
-
-    def penalty(self, a: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
-        """What a layer adds to the loss of a step, for its factor A `[rank, in]` in training."""
-
-    def protect(self, statistics: LayerStatistics, basis: torch.Tensor | None) -> torch.Tensor | None:
-        """The basis after the stage; its first columns are the old ones, unchanged."""
-
-
-class LoraMethod:
-    """What most methods have in common: A is random and frozen, B zero, nothing is protected or penalised."""
-
-    train_a = False
-    penalises = False
-    before: frozenset[str] = frozenset()
-    after: frozenset[str] = frozenset()
-
-    def initial_basis(self, weight: torch.Tensor) -> torch.Tensor | None:
-        """Nothing of the base is protected."""
         return None
 
     def initialise(
@@ -109,15 +81,15 @@ class LoraMethod:
         basis: torch.Tensor | None,
         generator: torch.Generator,
     ) -> LoraFactors:
-        """LoRA's usual start: random A, zero B (LoRA, ICLR 2022, section 4.1)."""
+        """The adapter of a layer of `shape` (out, in) before training; LoRA's own start (ICLR 2022, section 4.1)."""
         return LoraFactors(kaiming_a(shape, rank, generator), torch.zeros(shape[0], rank))
 
     def penalty(self, a: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
-        """Nothing."""
+        """What a layer adds to the loss of a step, for its factor A `[rank, in]` in training."""
         return a.new_zeros(())
 
     def protect(self, statistics: LayerStatistics, basis: torch.Tensor | None) -> torch.Tensor | None:
-        """The basis stays as it is."""
+        """The basis after the stage; its first columns are the old ones, unchanged."""
         return basis
 
 

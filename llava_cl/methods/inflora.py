@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from llava_cl.methods.contract import LayerStatistics, LoraFactors, LoraMethod, MethodOptions, square_root
+from llava_cl.methods.contract import LayerStatistics, LoraFactors, Method, MethodOptions, square_root
 from llava_cl.subspace import expand_basis, principal_basis, residual_directions
 
 
@@ -38,7 +38,7 @@ class InfLoraOptions(MethodOptions):
     spectrum: Literal["moment", "inputs"] = "moment"
 
 
-class InfLora(LoraMethod):
+class InfLora(Method):
     """InfLoRA: A from the new task's inputs outside those of earlier tasks, and frozen."""
 
     before = frozenset({"second_moment"})

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from llava_cl.methods.contract import LayerStatistics, LoraFactors, LoraMethod, MethodOptions, square_root
+from llava_cl.methods.contract import LayerStatistics, LoraFactors, Method, MethodOptions, square_root
 from llava_cl.subspace import expand_basis, principal_basis, residual_directions
 
 _STATISTIC = {"gradient": "gradient", "feature": "second_moment", "mean_feature": "mean_input"}
@@ -43,7 +43,7 @@ class KeepLoraOptions(MethodOptions):
     b: Literal["zero", "gradient"] = "zero"
 
 
-class KeepLora(LoraMethod):
+class KeepLora(Method):
     """KeepLoRA: LoRA confined to the residual subspace, A from the projected gradient and frozen."""
 
     def __init__(self, options: KeepLoraOptions) -> None:

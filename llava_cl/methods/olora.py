@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from llava_cl.methods.contract import LayerStatistics, LoraMethod, MethodOptions
+from llava_cl.methods.contract import LayerStatistics, Method, MethodOptions
 
 
 class OLoraOptions(MethodOptions):
@@ -23,7 +23,7 @@ class OLoraOptions(MethodOptions):
     penalty: float = Field(0.5, ge=0)
 
 
-class OLora(LoraMethod):
+class OLora(Method):
     """O-LoRA: A and B trained under a penalty on the overlap of A with those of earlier tasks."""
 
     train_a = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from llava_cl.methods.contract import LayerStatistics, LoraFactors, LoraMethod, MethodOptions
+from llava_cl.methods.contract import LayerStatistics, LoraFactors, Method, MethodOptions
 
 
 class SequentialOptions(MethodOptions):
@@ -18,7 +18,7 @@ class SequentialOptions(MethodOptions):
     carry: bool = False
 
 
-class Sequential(LoraMethod):
+class Sequential(Method):
     """Plain LoRA fine-tuning on one task after another (LoRA-FT).
 
     A is Kaiming-uniform and B zero (LoRA, ICLR 2022, section 4.1); both are trained.

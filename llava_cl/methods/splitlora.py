@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from llava_cl.methods.contract import LayerStatistics, LoraFactors, LoraMethod, MethodOptions, kaiming_a
+from llava_cl.methods.contract import LayerStatistics, LoraFactors, Method, MethodOptions, kaiming_a
 from llava_cl.subspace import minor_basis, residual_directions
 
 
@@ -30,7 +30,7 @@ class SplitLoraOptions(MethodOptions):
     initialise: Literal["random", "gradient"] = "random"
 
 
-class SplitLora(LoraMethod):
+class SplitLora(Method):
     """SplitLoRA: A drawn in the minor space of earlier tasks' inputs, and frozen."""
 
     after = frozenset({"past_moment"})
