@@ -56,7 +56,13 @@ class KeepLora(Method):
         energy = self._options.weight_energy
         if energy is None:
             return None
-        return principal_basis(weight if self._options.weight_side == "input" else weight.T, energy)
+        if self._options.weight_side == "input":
+            return principal_basis(weight, energy)
+        if weight.shape[0] != weight.shape[1]:
+            raise ValueError(
+                f"method.options.weight_side: 'output' is for square weights; this is {list(weight.shape)}"
+            )
+        return principal_basis(weight.T, energy)
 
     def initialise(
         self,

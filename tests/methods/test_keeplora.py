@@ -122,6 +122,42 @@ def test_the_initial_basis_holds_the_principal_directions_of_the_weight() -> Non
     torch.testing.assert_close((basis @ basis.T).double(), vh[:count].T @ vh[:count], rtol=0, atol=1e-5)
 
 
+def test_of_the_output_side_the_left_singular_vectors_of_the_weight_are_protected() -> None:
+    """By hand: W = 3 e1 e2^T + 2 e2 e3^T + e3 e1^T, of whose energy one direction holds 9 / 14 and two 13 / 14."""
+    weight = torch.tensor([[0.0, 3.0, 0.0], [0.0, 0.0, 2.0], [1.0, 0.0, 0.0]])
+    e1, e2, e3 = torch.eye(3)[:, :, None]
+    for side, first, second in (("input", e2, e3), ("output", e1, e2)):
+        for energy, columns in ((0.7, [first]), (0.94, [first, second])):
+            basis = _method(weight_side=side, weight_energy=energy).initial_basis(weight)
+            assert basis is not None
+            torch.testing.assert_close(basis, torch.cat(columns, dim=1), rtol=0, atol=1e-6)
+
+
+def test_output_directions_of_a_weight_that_is_not_square_are_none_of_its_inputs() -> None:
+    with pytest.raises(ValueError, match=r"weight_side.*\[14, 18\]"):
+        _method(weight_side="output").initial_basis(torch.ones(OUT, IN))
+
+
+@pytest.mark.parametrize(("energy", "first", "widened"), [(0.7, 1, 1), (0.85, 1, 2), (0.9, 1, 2), (0.94, 2, 3)])
+def test_a_first_basis_of_mean_features_is_without_the_direction_that_crosses_the_share(
+    energy: float, first: int, widened: int
+) -> None:
+    """By hand: energies 0.8, 0.13 and 0.07 along axes. At least one is kept; a basis that is widened keeps it."""
+    features = torch.zeros(5, 7)
+    for axis, share in enumerate((0.13, 0.8, 0.07)):
+        features[axis, 2 * axis] = share**0.5
+    order = torch.eye(5)[:, [1, 0, 2]]
+    method, statistics = _method(protect="mean_feature", energy=energy), LayerStatistics(mean_input=features)
+    assert method.after == {"mean_input"}
+    basis = method.protect(statistics, None)
+    assert basis is not None
+    torch.testing.assert_close(basis, order[:, :first], rtol=0, atol=1e-6)
+    old = torch.eye(5)[:, 4:]
+    basis = method.protect(statistics, old)
+    assert basis is not None
+    torch.testing.assert_close(basis, torch.cat([old, order[:, :widened]], dim=1), rtol=0, atol=1e-6)
+
+
 def test_without_protection_there_is_no_basis() -> None:
     method = _method(weight_energy=None, protect=None)
     assert method.initial_basis(torch.randn(OUT, IN)) is None
