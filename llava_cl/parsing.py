@@ -31,7 +31,7 @@ _FOREIGN = tuple(
         (rb"\s*(<!doctype html|<html)", "is a web page in place of the file: download it again"),
         (rb"\x1f\x8b|BZh\d|\xfd7zXZ\0|\(\xb5/\xfd|PK\x03\x04|7z\xbc\xaf|Rar!|.{257}ustar", "is packed: unpack it"),
         (rb"PAR1|ARROW1", "is a Parquet or Arrow table: write its rows as JSON"),
-        (rb"\xff\xfe|\xfe\xff", "is UTF-16: save it as UTF-8"),
+        (rb"(\xff\xfe|\xfe\xff)..", "is UTF-16: save it as UTF-8"),
     )
 )
 """How files begin that are often given in place of others, and what is then said."""

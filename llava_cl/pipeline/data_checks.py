@@ -24,7 +24,7 @@ from llava_cl.data import (
     measurement_indices,
 )
 from llava_cl.errors import InputError, problems_of
-from llava_cl.evaluation.scorers import reference_problems
+from llava_cl.evaluation.scorers import reference_problems, unearned
 from llava_cl.pipeline.conversations import Conversations
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,10 @@ class _Check:
                 captions = self._read(load_caption_references, self._root / references) if references else None
                 if questions and (captions or not references):
                     unmatched = reference_problems(task.scorer, questions, captions)
-                    self._problems += (f"{self._root / name}: {problem}" for problem in unmatched)
+                    wrong, told = ([], []) if unmatched else unearned(task.scorer, questions, captions)
+                    self._problems += (f"{self._root / name}: {problem}" for problem in (*unmatched, *wrong))
+                    for note in told:
+                        logger.warning("%s: %s", self._root / name, note)
         paths = list(dict.fromkeys(path for records in files.values() for record in records for path in record.images))
         # Other threads decode images while this one computes masks.
         decoding = self._decoding(self._root / task.images, paths)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from llava_cl.config import AnyTask, EvaluationConfig, RunConfig, TaskConfig
-from llava_cl.data import QuestionRecord, load_caption_references, load_question_records
-from llava_cl.evaluation.scorers import SCORERS, ScoreResult, score
+from llava_cl.data import load_caption_references, load_question_records
+from llava_cl.evaluation.scorers import ScoreResult, best_constant, score
 from llava_cl.pipeline.task_data import evaluation_files, read_questions
 from llava_cl.store import StageDirectory, read_jsonl, write_json
 
@@ -58,7 +56,7 @@ def score_predictions(config: RunConfig, directory: StageDirectory, task: AnyTas
     scorer = task_scorer(task, config.evaluation)
     return {
         "scorer": scorer,
-        "majority": None if SCORERS[scorer].needs_references else _majority(questions),
+        "majority": best_constant(scorer, questions),
         **_as_json(score(scorer, questions, read_jsonl(file), references, source=file)),
     }
 
@@ -89,8 +87,3 @@ def score_files(
 
 def _as_json(result: ScoreResult) -> dict[str, Any]:
     return {**asdict(result), "credits": {str(question): credit for question, credit in result.credits.items()}}
-
-
-def _majority(questions: Sequence[QuestionRecord]) -> float:
-    """Percent of the questions that the most frequent answer would get right."""
-    return 100 * Counter(question.answer for question in questions).most_common(1)[0][1] / len(questions)

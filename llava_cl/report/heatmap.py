@@ -25,7 +25,7 @@ def accuracy_table(
         tasks: the stream in order; stages that `matrix` does not hold yet are drawn empty.
         matrix: percent, `matrix[stage][task]`.
         base_row: the untouched base's accuracies, in percent.
-        majority: the share of the most frequent answer of each task, in percent.
+        majority: the score of the best constant answer to each task, in percent.
     """
     top = colour_top([*matrix, base_row or []])
     rows = []

@@ -147,7 +147,7 @@ def read_record(path: Path, *required: str) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path, keep: Callable[[str], bool] = lambda line: True) -> list[dict[str, Any]]:
-    """Reads a JSON Lines file; blank lines are not allowed.
+    """Reads a JSON Lines file; blank lines are allowed at its end alone.
 
     Args:
         path: the file.
@@ -157,7 +157,7 @@ def read_jsonl(path: Path, keep: Callable[[str], bool] = lambda line: True) -> l
         InputError: missing, unreadable, or a line that is no JSON object, with its number.
     """
     rows = []
-    for number, line in enumerate(io.StringIO(read_text(path)), start=1):
+    for number, line in enumerate(io.StringIO(read_text(path).rstrip(" \t\r\n")), start=1):
         if not keep(line):
             continue
         row = parse_json(line, str(path), line=number)

@@ -88,9 +88,27 @@ def _escaping_image(folder: Path) -> None:
     _edit_records(folder / "data/Tone/train.json", change)
 
 
+def _image_of_another_name(folder: Path) -> None:
+    def change(records: list[Any]) -> None:
+        for record in records:
+            record["images"] = record.pop("image")
+
+    _edit_records(folder / "data/Tone/test.json", change)
+
+
+def _references_that_nothing_earns(folder: Path) -> None:
+    def change(records: list[Any]) -> None:
+        for record in records[2:4]:
+            record["answer"] += "\n"
+
+    _edit_records(folder / "data/Tone/test.json", change)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
+        (_image_of_another_name, ["Tone/test.json", "'images'", "'image' is missing", "and 8 more like it"]),
+        (_references_that_nothing_earns, ["Tone/test.json", "2 of 9 questions' own reference", "'exact'"]),
         (_remove_image, ["Tone-5", "image", "Tone/5.png"]),
         (_truncate_image, ["Tone-6", "image", "Tone/6.png", "cannot be decoded"]),
         (_break_json, ["Colour/train.json", "line"]),

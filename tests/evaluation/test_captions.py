@@ -9,7 +9,7 @@ import pytest
 from llava_cl.data import CaptionReference, QuestionRecord, load_caption_references, load_question_records
 from llava_cl.errors import InputError, RunError
 from llava_cl.evaluation import captions
-from llava_cl.evaluation.scorers import SCORERS, score
+from llava_cl.evaluation.scorers import SCORERS, reference_problems, score, unearned
 from llava_cl.store import read_jsonl
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "captions"
@@ -128,9 +128,9 @@ def test_overlap_prints_nothing_and_cuts_at_300(capfd: pytest.CaptureFixture[str
 
 
 def test_references_belong_to_the_questions_by_position() -> None:
-    questions = [QuestionRecord(id_, ("x.jpg",), "?", "") for id_ in ("second", "first")]
+    questions = [QuestionRecord(id_, (f"{id_}.jpg",), "?", "") for id_ in ("second", "first")]
     answers = [{"question_id": "first", "text": "a red bus"}, {"question_id": "second", "text": "a black cat"}]
-    references = {2: CaptionReference("b", ("a red bus",)), 1: CaptionReference("a", ("a black cat",))}
+    references = {2: CaptionReference("", ("a red bus",)), 1: CaptionReference("", ("a black cat",))}
     result = score("caption_overlap", questions, answers, references)
     assert result.metrics["Overlap_ROUGE_L"] == pytest.approx(100)
     assert set(result.credits) == {"first", "second"}
@@ -147,6 +147,47 @@ def test_references_that_do_not_fit_are_refused() -> None:
         score("caption", questions, answers, {1: CaptionReference("a", ()), 7: CaptionReference("b", ("x",))})
     assert "2 positions of questions have no reference caption" in caught.value.problems[0]
     assert "1 reference image ids are beyond the 2 questions" in caught.value.problems[1]
+
+
+@pytest.mark.parametrize(
+    ("images", "name", "fits"),
+    [
+        (("VizWiz/val/a_1.jpg",), "a_1.jpg", True),
+        (("VizWiz/val/a_1.jpg",), "other/A_1.JPEG", True),
+        (("a_1.jpg", "b.jpg"), "b.jpg", True),
+        (("a_1.jpg",), "", True),
+        ((), "a_1.jpg", True),
+        (("VizWiz/val/a_1.jpg",), "a_2.jpg", False),
+        (("a_1.jpg",), "a", False),
+        (("a_1.jpg", "b.jpg"), "c.jpg", False),
+    ],
+)
+def test_references_are_of_the_questions_images(images: tuple[str, ...], name: str, fits: bool) -> None:
+    questions = [QuestionRecord("first", (), "?", ""), QuestionRecord("second", images, "?", "")]
+    references = {1: CaptionReference("z.jpg", ("a cat",)), 2: CaptionReference(name, ("a bus",))}
+    problems = reference_problems("caption", questions, references)
+    assert bool(problems) is not fits
+    if not fits:
+        assert "1 questions and references at one position name different images" in problems[0]
+        assert f"2 ({images[0]}, {name})" in problems[0]
+
+
+def test_references_that_are_shuffled_are_all_told() -> None:
+    questions = [QuestionRecord(n, (f"{n}.jpg",), "?", "") for n in range(1, 4)]
+    references = {n: CaptionReference(f"{n % 3 + 1}.jpg", ("a cat",)) for n in range(1, 4)}
+    (problem,) = reference_problems("caption_overlap", questions, references)
+    assert "3 questions" in problem and "1 (1.jpg, 2.jpg)" in problem and "3 (3.jpg, 1.jpg)" in problem
+
+
+@pytest.mark.parametrize("scorer", ["caption", "caption_overlap"])
+def test_captions_without_a_word_earn_nothing(scorer: str) -> None:
+    questions = [QuestionRecord(f"q{n}", (), "?", "") for n in range(1, 4)]
+    references = {n: CaptionReference("", ("...", "a cat")) for n in range(1, 4)}
+    assert unearned(scorer, questions, references) == ([], [])
+    references[2] = CaptionReference("", (". .", "!"))
+    (wrong,), told = unearned(scorer, questions, references)
+    assert wrong.startswith("1 of 3 questions' own reference does not earn full points") and "'q2'" in wrong
+    assert told == []
 
 
 def test_half_a_character_is_refused() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llava_cl.data import QuestionRecord, load_question_records
 from llava_cl.errors import InputError
-from llava_cl.evaluation.scorers import SCORERS, ScoreResult, score
+from llava_cl.evaluation.scorers import SCORERS, ScoreResult, best_constant, score, unearned
 from llava_cl.store import read_jsonl
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "scorers"
@@ -126,7 +126,7 @@ def test_ids_must_match_in_full_and_all_problems_are_listed() -> None:
         {"question_id": "a", "text": "a"},
         {"question_id": "a", "text": "b"},
         {"question_id": "z", "text": "a"},
-        {"question_id": "1", "text": "a"},
+        {"question_id": "2", "text": "a"},
         {"question_id": "b", "text": None},
         {"question_id": True, "text": "a"},
         {"text": "a"},
@@ -135,11 +135,100 @@ def test_ids_must_match_in_full_and_all_problems_are_listed() -> None:
         score("exact", questions, answers)
     message = str(caught.value)
     assert "1 predictions have the id of an earlier one; keep one of each: 'a'." in message
-    assert "2 predictions have an id that no question has: 'z', '1'." in message
+    assert "2 predictions have an id that no question has: 'z', '2'." in message
     assert "2 of 4 questions have no prediction; predict them first: 'c', 1." in message
     assert "prediction 5 (question 'b'): text is None" in message
     assert "prediction 6: question_id is True" in message and "prediction 7: question_id is None" in message
     assert len(caught.value.problems) == 6
+
+
+def test_an_id_is_the_same_as_a_number_and_as_text() -> None:
+    questions = [QuestionRecord(0, (), "?", "a"), QuestionRecord("1", (), "?", "b"), QuestionRecord(-2, (), "?", "c")]
+    answers = [{"question_id": id_, "text": text} for id_, text in (("0", "a"), (1, "x"), ("-2", "c"))]
+    assert score("exact", questions, answers).credits == {0: 1, "1": 0, -2: 1}
+    with pytest.raises(InputError, match="1 predictions have the id of an earlier one; keep one of each: 0"):
+        score("exact", questions, [*answers, {"question_id": 0, "text": "a"}])
+    with pytest.raises(InputError, match="3 predictions have an id that no question has"):
+        score("exact", questions, [{"question_id": id_, "text": "a"} for id_ in ("00", "0 ", "+1")])
+
+
+EARNS = {
+    # scorer: references that their own text earns, those that it does not, and those that any answer earns
+    "exact": (["red", "U.S.", "a b", "1.5"], [" red\n", "red ", "\tred"], [""]),
+    "exact_stripped": (["red", "A", "u-s"], ["U.S.", "New York", "a.", " red", "Unanswerable"], [""]),
+    "contains": (
+        ["red", "U.S.", "a b"],
+        [" red", "red\n", "Unanswerable", "so Unanswerable"],
+        ["", " ", ",", ".", ", "],
+    ),
+    "contains_bounded": (["red", "a b", "No.", "1,5"], ["1.5", "U.S.", " red", "Unanswerable"], ["", ".", "...", " "]),
+    "by_source": (["red", "a, b", "1.5"], ["red ", "Unanswerable"], ["", " ", ".", ","]),
+}
+
+
+def questions_of(answers: list[str], text: str = "?") -> list[QuestionRecord]:
+    return [QuestionRecord(f"q{n}", ("MapQA_1.png",), text, answer) for n, answer in enumerate(answers)]
+
+
+@pytest.mark.parametrize("scorer", [name for name, scorer in SCORERS.items() if scorer.credit])
+def test_references_that_nothing_or_anything_earns_are_counted(scorer: str) -> None:
+    good, never, always = EARNS[scorer]
+    assert unearned(scorer, questions_of(good), None) == ([], [])
+    for answer in never:
+        (wrong,), told = unearned(scorer, questions_of([good[0], answer]), None)
+        assert wrong == (
+            f"1 of 2 questions' own reference does not earn full points with the scorer '{scorer}'; "
+            "correct them or the scorer: 'q1'."
+        ), answer
+        assert told == []
+    for answer in always:
+        wrong, told = unearned(scorer, questions_of([good[0], answer]), None)
+        said = "1 of 2 questions are earned by an answer that is empty or has no word with the scorer"
+        assert any(problem.startswith(said) and problem.endswith(": 'q1'.") for problem in wrong), answer
+        assert told == []
+
+
+def test_a_share_of_a_tenth_is_only_told() -> None:
+    questions = questions_of(["1.5", "1.5", *["red"] * 18])
+    wrong, (told,) = unearned("contains_bounded", questions, None)
+    assert wrong == [] and told.startswith("2 of 20 questions' own reference")
+    assert len(unearned("contains_bounded", questions[:19], None)[0]) == 1
+
+
+def test_lists_of_states_that_lose_an_item_to_a_space() -> None:
+    states = "Which states?"
+    assert unearned("by_source", questions_of(["Idaho, Ohio"], states), None) == ([], [])
+    assert len(unearned("by_source", questions_of(["Idaho,Ohio "], states), None)[0]) == 1
+    assert len(unearned("by_source", questions_of(["Idaho,"], states), None)[0]) == 1
+
+
+@pytest.mark.parametrize("task", SCORER_OF)
+def test_constants_earn_what_scoring_them_gives(task: str) -> None:
+    questions = load_question_records(GOLDEN / task / "questions.json")
+    scorer = SCORER_OF[task]
+    answers = {"", *(question.answer.strip() for question in questions)}
+    constant = [[{"question_id": question.id, "text": answer} for question in questions] for answer in answers]
+    assert best_constant(scorer, questions) == max(score(scorer, questions, given).score for given in constant)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "answers", "best"),
+    [
+        ("exact", ["Yes", "yes", "YES", "no", "no"], 60),
+        ("exact", ["red ", "red", "blue", "green"], 25),
+        ("exact_stripped", ["New York", "New York", "A"], 100 / 3),
+        ("contains", ["no", "yes", "no, yes", "maybe"], 75),
+        ("contains", ["", "a", "b", "b"], 75),
+        ("contains_bounded", ["1.5", "1.5", "2"], 100 / 3),
+        ("contains", ["Unanswerable", "Unanswerable", "red"], 100 / 3),
+    ],
+)
+def test_the_best_constant_is_what_the_scorer_pays(scorer: str, answers: list[str], best: float) -> None:
+    assert best_constant(scorer, questions_of(answers)) == pytest.approx(best)
+
+
+def test_captions_have_no_best_constant() -> None:
+    assert best_constant("caption", questions_of(["a"])) is None
 
 
 def test_long_lists_of_ids_are_cut() -> None:

@@ -95,6 +95,18 @@ def test_jsonl_holds_one_object_a_line(tmp_path: Path) -> None:
     assert read_jsonl(tmp_path / "none.jsonl") == []
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n\r\n", "\n \t\n", " "])
+def test_blank_lines_at_the_end_of_jsonl_are_allowed(end: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"a": 1}\n{"a": 2}' + end.encode())
+    assert read_jsonl(file) == [{"a": 1}, {"a": 2}]
+    file.write_bytes(b'{"a": 1}\n\n{"a": 2}' + end.encode())
+    with pytest.raises(InputError, match="line 2"):
+        read_jsonl(file)
+    file.write_bytes(end.encode())
+    assert read_jsonl(file) == []
+
+
 @pytest.mark.parametrize("read", [read_json, read_jsonl])
 @pytest.mark.parametrize(
     ("content", "named"),

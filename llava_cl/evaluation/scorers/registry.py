@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from llava_cl.errors import InputError
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from llava_cl.data import CaptionReference, QuestionRecord
 
 _LISTED = 10
+_UNEARNED = 0.1
+"""Most of a task's questions, as a share, whose references may be wrong for the scorer; published ones have some."""
+_NOISE = "\ue000 \ue000, \ue000."
+"""A constant answer: characters that no reference has, with the marks at which some rules look for words."""
+_CONSTANTS = 200
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,8 @@ class Scorer:
         strict: the same by a stricter rule, where the benchmark's finds answers inside other words.
         captions: scores of all captions against their references; in place of `credit`.
         check: raises InputError if something is not installed that the scorer needs.
-        needs_image: every question must have one image, whose name the rule reads.
+        needs_image: every question must have one image, whose name the rule reads beside the question's text; other
+            rules read nothing of a question but its answer.
     """
 
     credit: rules.Credit | None = None
@@ -140,7 +148,7 @@ def _matched(
 ) -> tuple[dict[str | int, str], list[str]]:
     """Question id -> predicted text, in the questions' order, and what is wrong with the predictions."""
     problems = [] if questions else ["questions: there are none to score."]
-    texts: dict[str | int, str] = {}
+    texts: dict[str, str] = {}
     doubled = []
     for number, answer in enumerate(answers, start=1):
         id_, text = answer.get("question_id"), answer.get("text")
@@ -150,17 +158,17 @@ def _matched(
             problems.append(
                 f"prediction {number} (question {shown(id_)}): text is {shown(text)}, but must be a string."
             )
-            texts.setdefault(id_, "")
-        elif id_ in texts:
+            texts.setdefault(str(id_), "")
+        elif str(id_) in texts:
             doubled.append(id_)
         else:
-            texts[id_] = text
-    known = {question.id for question in questions}
+            texts[str(id_)] = text
+    known = {str(question.id) for question in questions}
     problems += _listed(doubled, "predictions have the id of an earlier one; keep one of each")
     problems += _listed([id_ for id_ in texts if id_ not in known], "predictions have an id that no question has")
-    missing = [question.id for question in questions if question.id not in texts]
+    missing = [question.id for question in questions if str(question.id) not in texts]
     problems += _listed(missing, f"of {len(questions)} questions have no prediction; predict them first")
-    return {question.id: texts.get(question.id, "") for question in questions}, problems
+    return {question.id: texts.get(str(question.id), "") for question in questions}, problems
 
 
 def reference_problems(
@@ -179,10 +187,69 @@ def reference_problems(
     without = [number for number in positions if number not in references or not references[number].captions]
     surplus = [number for number in references if number not in positions]
     where = "image ids are the questions' positions from 1"
+    others = [
+        f"{number} ({question.images[0]}, {references[number].file_name})"
+        for number, question in enumerate(questions, start=1)
+        if number in references and not _shows(question, references[number].file_name)
+    ]
     return [
         *_listed(without, f"positions of questions have no reference caption ({where})"),
         *_listed(surplus, f"reference image ids are beyond the {len(questions)} questions ({where})"),
+        *_listed(others, f"questions and references at one position name different images ({where})"),
     ]
+
+
+def _shows(question: QuestionRecord, name: str) -> bool:
+    """Whether a file name is that of one of a question's images, whatever their folders and suffixes."""
+    own = {PurePosixPath(path).stem.casefold() for path in (name, *question.images)}
+    return not (name and question.images) or len(own) <= len(question.images)
+
+
+def unearned(
+    scorer_name: str, questions: Sequence[QuestionRecord], references: Mapping[int, CaptionReference] | None
+) -> tuple[list[str], list[str]]:
+    """Questions whose own reference does not earn full points, and those that an answer without meaning earns.
+
+    Returns:
+        What is wrong with so many of them that the scores would mean nothing, and what is only to be told.
+    """
+    credit = SCORERS[scorer_name].credit
+    always: list[str | int] = []
+    if credit is None:
+        assert references is not None
+        own = [any(re.search(r"\w", text) for text in references[n].captions) for n in range(1, len(questions) + 1)]
+    else:
+        # Answers are recorded without spaces at their ends.
+        own = [credit(question, question.answer.strip()) == 1 for question in questions]
+        always = [question.id for question in questions if credit(question, "") or credit(question, _NOISE)]
+    never = [question.id for question, earns in zip(questions, own, strict=True) if not earns]
+    wrong: list[str] = []
+    told: list[str] = []
+    for ids, what in (
+        (never, "questions' own reference does not earn full points"),
+        (always, "questions are earned by an answer that is empty or has no word"),
+    ):
+        found = _listed(ids, f"of {len(questions)} {what} with the scorer '{scorer_name}'; correct them or the scorer")
+        (wrong if len(ids) > _UNEARNED * len(questions) else told).extend(found)
+    return wrong, told
+
+
+def best_constant(scorer_name: str, questions: Sequence[QuestionRecord]) -> float | None:
+    """The score, in percent, of the one answer that earns most if it is given to all questions; None for captions.
+
+    It is the empty one or one of the 200 most frequent references.
+    """
+    scorer = SCORERS[scorer_name]
+    if scorer.credit is None:
+        return None
+    read = questions if scorer.needs_image else [replace(item, id=0, images=(), text="") for item in questions]
+    frequent = Counter(question.answer.strip() for question in questions).most_common(_CONSTANTS)
+    counts = Counter(read)
+    sums = (
+        sum(count * scorer.credit(question, answer) for question, count in counts.items())
+        for answer in ("", *(answer for answer, _ in frequent))
+    )
+    return 100 * max(sums) / len(questions)
 
 
 def _listed(ids: Sequence[str | int], what: str) -> list[str]:
