@@ -69,6 +69,10 @@ class Method:
     penalises = False
     """Whether `penalty` is added to the loss."""
 
+    def problem(self, shape: tuple[int, int]) -> str | None:
+        """Why a layer of `shape` (out, in) cannot be adapted, if it cannot."""
+        return None
+
     def initial_basis(self, weight: torch.Tensor) -> torch.Tensor | None:
         """What of the base model's weight `[out, in]` is protected before the first task, `[in, k]`."""
         return None

@@ -51,18 +51,18 @@ class KeepLora(Method):
         self.before = frozenset({"gradient"} if options.initialise == "gradient" else ())
         self.after = frozenset({_STATISTIC[options.protect]} if options.protect else ())
 
+    def problem(self, shape: tuple[int, int]) -> str | None:
+        """Directions of outputs are none of inputs where there are not as many."""
+        if self._options.weight_energy is None or self._options.weight_side == "input" or shape[0] == shape[1]:
+            return None
+        return "method.options.weight_side: 'output' is for square weights"
+
     def initial_basis(self, weight: torch.Tensor) -> torch.Tensor | None:
         """The principal input directions of the pretrained weight (KeepLoRA, general-knowledge subspace)."""
         energy = self._options.weight_energy
         if energy is None:
             return None
-        if self._options.weight_side == "input":
-            return principal_basis(weight, energy)
-        if weight.shape[0] != weight.shape[1]:
-            raise ValueError(
-                f"method.options.weight_side: 'output' is for square weights; this is {list(weight.shape)}"
-            )
-        return principal_basis(weight.T, energy)
+        return principal_basis(weight if self._options.weight_side == "input" else weight.T, energy)
 
     def initialise(
         self,

@@ -141,6 +141,12 @@ def _check_model(config: RunConfig) -> None:
     strange = sorted(set(config.method.parts) - {target.part for target in targets.values()})
     if strange:
         raise InputError(f"method.parts: {', '.join(strange)} is no part of a model of family '{config.model.family}'.")
+    methods = Methods(config.method)
+    for name, (module, _, part) in targets.items():
+        problem = methods.of(part).problem((module.out_features, module.in_features))
+        if problem:
+            shape = f"{module.out_features} x {module.in_features}"
+            raise InputError(f"{problem}, but {name} is {shape}; leave it out of lora.targets, or change the option.")
     place = config.measurement.sums
     planned = [item for when in TIMES for item in sums_to_measure(config, targets, when)]
     largest = max(planned, key=lambda item: item.bytes, default=None)

@@ -557,6 +557,16 @@ def test_a_model_of_heads_is_not_asked_for_classes_it_has_not_learned(folder: Pa
         check_setup(_config(folder, "splitlora", "benchmark.evaluate=all"), 1)
 
 
+def test_an_option_that_does_not_fit_the_layers_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
+    output, square = {"weight_side": "output"}, ["q_proj"]
+    config = tiny_config(tmp_path, tiny.run_content(tmp_path, method={"name": "keeplora", "options": output}))
+    with pytest.raises(
+        InputError, match=r"weight_side: 'output' is for square weights, but .*(gate|up)_proj is 40 x 24"
+    ):
+        check_setup(config, 1)
+    check_setup(config.model_copy(update={"lora": config.lora.model_copy(update={"targets": square})}), 1)
+
+
 def test_options_for_a_part_that_the_model_lacks_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"method\.parts: txt is no part of a model of family 'vit'"):
         check_setup(_config(folder, "splitlora", "method.parts={txt: {alpha: 2}}"), 1)

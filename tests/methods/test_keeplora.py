@@ -134,8 +134,10 @@ def test_of_the_output_side_the_left_singular_vectors_of_the_weight_are_protecte
 
 
 def test_output_directions_of_a_weight_that_is_not_square_are_none_of_its_inputs() -> None:
-    with pytest.raises(ValueError, match=r"weight_side.*\[14, 18\]"):
-        _method(weight_side="output").initial_basis(torch.ones(OUT, IN))
+    assert "weight_side" in str(_method(weight_side="output").problem((OUT, IN)))
+    fine = (_method(), _method(weight_side="output", weight_energy=None))
+    assert [method.problem((OUT, IN)) for method in fine] == [None, None]
+    assert _method(weight_side="output").problem((IN, IN)) is None
 
 
 @pytest.mark.parametrize(("energy", "first", "widened"), [(0.7, 1, 1), (0.85, 1, 2), (0.9, 1, 2), (0.94, 2, 3)])
