@@ -69,8 +69,9 @@ def run(
     if dry_run:
         from llava_cl.pipeline.dry_run import describe
 
-        console.print_json(json.dumps(describe(resolved, launch)), ensure_ascii=True)
-        return
+        plan = describe(resolved, launch)
+        console.print_json(json.dumps(plan), ensure_ascii=True)
+        raise typer.Exit(InputError.exit_code if plan["missing"] else 0)
     with (
         LiveDisplay(console) as display,
         LivePage(launch.output) as page,
@@ -90,25 +91,23 @@ def run(
 def check(
     config: ConfigFile,
     overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node that the run will have.")] = None,
+    hostfile: Annotated[Path | None, typer.Option(help="Hostfile that the run will have.")] = None,
 ) -> None:
     """Check configuration, model, data, disk and memory for a run before anything is spent."""
     from rich.progress import BarColumn, Progress, TextColumn
 
     from llava_cl.config import load_config
     from llava_cl.pipeline.data_checks import check_records
-    from llava_cl.pipeline.launch import ranks_per_node
-    from llava_cl.pipeline.preflight import check_disk, check_memory, check_setup
+    from llava_cl.pipeline.preflight import check_start
     from llava_cl.pipeline.task_data import data_files, image_folders
     from llava_cl.report.console import data_table, data_tree
 
     resolved = load_config(config, overrides or ())
-    ranks = ranks_per_node(resolved.distributed.ranks, nproc)
     console = Terminal()
     console.print(data_tree(resolved.data_root, [*data_files(resolved), *image_folders(resolved)]))
-    check_setup(resolved, ranks)
-    check_disk(resolved, Path("runs") / resolved.name)
-    check_memory(resolved, ranks)
+    check_start(resolved, output or Path("runs") / resolved.name, nproc, hostfile)
     columns = TextColumn("{task.description}", markup=False), BarColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         bars: dict[str, TaskID] = {}
@@ -175,12 +174,18 @@ def score(
 ) -> None:
     """Score recorded predictions of one task, without a model."""
     from llava_cl.config import load_benchmark, shipped_benchmarks
+    from llava_cl.parsing import near_miss
     from llava_cl.pipeline.scoring import score_files
 
-    stream = load_benchmark(shipped_benchmarks().get(benchmark, Path(benchmark)))
+    shipped = shipped_benchmarks()
+    file = shipped.get(benchmark, Path(benchmark))
+    if not file.exists():
+        known = f"{', '.join(shipped)}.{near_miss(benchmark, shipped)}"
+        raise InputError(f"--benchmark {benchmark}: is no file, and none of {known}")
+    stream = load_benchmark(file)
     tasks = {entry.name: entry for entry in stream.evaluated}
     if task not in tasks:
-        raise InputError(f"--task {task}: {stream.name} has {', '.join(tasks)}.")
+        raise InputError(f"--task {task}: {stream.name} has {', '.join(tasks)}.{near_miss(task, tasks)}")
     result = score_files(tasks[task], questions, answers, references, scorer)
     if as_json:
         say(Terminal(), json.dumps(result))

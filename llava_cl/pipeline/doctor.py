@@ -16,13 +16,14 @@ import psutil
 import torch
 
 from llava_cl.distributed import all_reduce_sum, init_world, shutdown
-from llava_cl.errors import InputError
+from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.captions import check_coco_tools
 from llava_cl.pipeline.launch import environment, torchrun
 
 PACKAGES = ("llava_cl", "torch", "transformers", "peft", "deepspeed", "accelerate", "safetensors")
 TRIAL_SECONDS = 120
 """How long the ranks' trial may take."""
+_DEVICES = ("dev/nvidia[0-9]*", "proc/driver/nvidia/gpus/*")
 LITTLE_DISK = 20e9
 _TRIAL_ADVICE = "Look for a firewall or a wrong interface (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME; NCCL_DEBUG=INFO)."
 
@@ -71,7 +72,8 @@ def _hardware() -> Iterator[Finding]:
         yield Finding("disk", "ok", free)
     if not torch.cuda.is_available():
         yield Finding("backend", "ok", "gloo")
-        yield Finding("GPU", "note", "none that torch can use: runs go on the CPU; if there is one, see nvidia-smi")
+        problem = next(problems_of(check_gpu), None)
+        yield Finding("GPU", "problem" if problem else "note", problem or "none: runs go on the CPU")
     elif torch.distributed.is_nccl_available():
         yield Finding("backend", "ok", f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}")
     else:
@@ -91,6 +93,20 @@ def _deepspeed_operators() -> Finding:
         return Finding("DeepSpeed operators", "problem", f"deepspeed cannot be imported ({error}): install it again")
     built = ", ".join(sorted(name for name, there in installed_ops.items() if there))
     return Finding("DeepSpeed operators", "ok", f"{built or 'none'} built, none needed")
+
+
+def check_gpu() -> None:
+    """Raises InputError, with what to do, if a run would go on the CPU, unasked, although there is a GPU."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if torch.cuda.is_available() or asked in ("", "-1"):
+        return
+    devices = (str(device) for pattern in _DEVICES for device in Path("/").glob(pattern))
+    sign = f"CUDA_VISIBLE_DEVICES={asked}" if asked else next(devices, None)
+    if sign:
+        raise InputError(
+            f"{sign}: there is a GPU that torch {torch.__version__} cannot use, so that all would be computed on the "
+            "CPU. Install the build of torch for its driver, or set CUDA_VISIBLE_DEVICES to nothing to have it so."
+        )
 
 
 def check_flash_attention() -> None:

@@ -7,16 +7,17 @@ import shlex
 from typing import Any
 
 from llava_cl.config import RunConfig
+from llava_cl.errors import problems_of
 from llava_cl.pipeline.launch import Meeting, hosts, ranks_per_node, torchrun, worker
 from llava_cl.pipeline.orchestrator import Launch
 from llava_cl.pipeline.planning import Needs
-from llava_cl.pipeline.preflight import check_plan
+from llava_cl.pipeline.preflight import check_plan, check_start
 
 
 def describe(config: RunConfig, launch: Launch) -> dict[str, Any]:
-    """The resolved configuration, each stage's hyper-parameters and command line, what is not there yet, and the needs.
+    """The resolved configuration, each stage's hyper-parameters and command line, what is missing, and the needs.
 
-    Memory, disk and time are told if model and data are there (`llava-cl doctor CONFIG` does without the data).
+    Memory, disk and time are told if nothing is missing (`llava-cl doctor CONFIG` does without the data).
 
     Raises:
         InputError: the configuration contradicts itself or names what does not exist.
@@ -28,7 +29,7 @@ def describe(config: RunConfig, launch: Launch) -> dict[str, Any]:
     launcher = torchrun(ranks, Meeting(nodes, nodes[0], "PORT") if launch.hostfile else None)
     check_plan(config, total)
     output = launch.output.resolve()
-    missing = [str(path) for path in (config.model.path / "config.json", config.data_root) if not path.exists()]
+    missing = list(problems_of(lambda: check_start(config, launch.output, launch.ranks, launch.hostfile)))
     return {
         "name": config.name,
         "output": str(output),

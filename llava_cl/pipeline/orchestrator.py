@@ -17,12 +17,13 @@ from llava_cl.config import RunConfig
 from llava_cl.errors import InputError
 from llava_cl.methods import Methods
 from llava_cl.models import family
+from llava_cl.parsing import near_miss
 from llava_cl.pipeline.data_checks import check_records
 from llava_cl.pipeline.doctor import versions
 from llava_cl.pipeline.job import recorded_config
-from llava_cl.pipeline.launch import hosts, meet, progress_file, ranks_per_node, run_job
+from llava_cl.pipeline.launch import meet, progress_file, run_job
 from llava_cl.pipeline.passes import count_passes
-from llava_cl.pipeline.preflight import check_disk, check_setup
+from llava_cl.pipeline.preflight import check_start
 from llava_cl.pipeline.progress import Event, ProgressReader
 from llava_cl.pipeline.results import write_results
 from llava_cl.pipeline.scoring import answers_step, score_predictions
@@ -104,10 +105,8 @@ def execute(
     until = last if launch.until is None else launch.until
     if not 0 <= until <= last:
         raise InputError(f"--until {until}: the stages are 0 (the base model) to {last}.")
-    ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
+    ranks, nodes = check_start(config, launch.output, launch.ranks, launch.hostfile)
     run = RunDirectory(launch.output.resolve(), [task.name for task in config.benchmark.tasks])
-    nodes = hosts(launch.hostfile, ranks)
-    check_setup(config, ranks * len(nodes))
     with raising(), run.locked():
         if launch.hostfile:
             watcher.checking("whether ranks can be started on every node")
@@ -159,12 +158,10 @@ def evaluate(
     """
     tasks = [own for own in config.benchmark.evaluated if task in (None, own.name)]
     if not tasks:
-        names = ", ".join(own.name for own in config.benchmark.evaluated)
-        raise InputError(f"--task {task}: {config.benchmark.name} has {names}.")
-    ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
+        names = [own.name for own in config.benchmark.evaluated]
+        raise InputError(f"--task {task}: {config.benchmark.name} has {', '.join(names)}.{near_miss(task, names)}")
+    ranks, nodes = check_start(config, launch.output, launch.ranks, launch.hostfile, trains=False)
     run = RunDirectory(launch.output.resolve(), [own.name for own in config.benchmark.tasks])
-    nodes = hosts(launch.hostfile, ranks)
-    check_setup(config, ranks * len(nodes))
     results = {}
     with raising(), run.locked():
         if launch.hostfile:
@@ -236,7 +233,6 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
     code = fingerprint_code(config)
     identity = {**_identity(config), "deepspeed": result_settings(config.distributed.deepspeed)}
     if not (run.begun and run.manifest.is_file()):
-        check_disk(config, run.path)
         found = check_records(
             config, lambda task, done, total: watcher.checking(f"data of {task}") if not total else None
         )

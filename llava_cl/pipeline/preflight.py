@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.scorers import SCORERS
 from llava_cl.methods import Methods
 from llava_cl.parsing import near_miss
-from llava_cl.pipeline.doctor import check_flash_attention
+from llava_cl.pipeline.doctor import check_flash_attention, check_gpu
+from llava_cl.pipeline.launch import hosts, ranks_per_node
 from llava_cl.pipeline.measuring import TIMES, sums_to_measure
 from llava_cl.pipeline.planning import Shapes, host_memory_problems, least_memory, predict_disk
 from llava_cl.pipeline.samples import chosen_targets, samples_of
 from llava_cl.pipeline.scoring import task_scorer
 from llava_cl.pipeline.task_data import data_files, evaluation_files, image_folders
+from llava_cl.store import RunDirectory
 from llava_cl.training.deepspeed_file import check_deepspeed, deepspeed_config, zero_stage
 
 
@@ -64,6 +67,65 @@ def check_plan(config: RunConfig, ranks: int) -> None:
         raise InputError(*problems)
 
 
+def check_start(
+    config: RunConfig, output: Path, asked: int | None, hostfile: Path | None, *, trains: bool = True
+) -> tuple[int, list[str]]:
+    """Checks all but the records that can be known before a run, or an evaluation of one, spends anything.
+
+    Args:
+        config: the run's configuration.
+        output: the run directory.
+        asked: ranks on each node, as asked for on the command line.
+        hostfile: of several nodes.
+        trains: also whether memory and disk hold a training.
+
+    Returns:
+        The ranks to start on each node, and the nodes.
+
+    Raises:
+        InputError: everything that is wrong, at once.
+    """
+    ranks, nodes = ranks_per_node(config.distributed.ranks, asked), []
+    try:
+        nodes = hosts(hostfile, ranks)
+    except InputError as error:
+        problems = [*error.problems]
+    else:
+        problems = []
+    total = ranks * max(len(nodes), 1)
+    problems += problems_of(check_gpu, lambda: _check_output(output), lambda: check_setup(config, total))
+    if trains and not problems:
+        problems += problems_of(lambda: check_memory(config, ranks))
+        if not RunDirectory(output, ()).begun:
+            problems += problems_of(lambda: check_disk(config, output))
+    if problems:
+        raise InputError(*problems)
+    return ranks, nodes
+
+
+def _check_output(output: Path) -> None:
+    try:
+        place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+        wrong = None if place.is_dir() else "is no folder"
+        if wrong is None and not os.access(place, os.W_OK | os.X_OK):
+            wrong = "cannot be written (Permission denied)"
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        place, wrong = Path(output.name[:100]), f"is no place for a run ({getattr(error, 'strerror', error)})"
+    if wrong:
+        raise InputError(f"{place}: {wrong}; give another --output.")
+
+
+def _unreadable(path: Path, *, folder: bool) -> str | None:
+    """What keeps a file or folder from being read."""
+    try:
+        if not (path.is_dir() if folder else path.is_file()):
+            return "this folder is missing" if folder else "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    allowed = os.access(path, os.R_OK | os.X_OK if folder else os.R_OK)
+    return None if allowed else "cannot be read (Permission denied)"
+
+
 def check_setup(config: RunConfig, ranks: int) -> None:
     """Checks the plan, the model with its weights' names and shapes, scorers' tools, and that files are there.
 
@@ -77,10 +139,8 @@ def check_setup(config: RunConfig, ranks: int) -> None:
         scorer = SCORERS.get(task_scorer(task, config.evaluation))
         if scorer is not None:
             problems += (f"benchmark task {task.name}: {item}" for item in problems_of(scorer.check))
-    problems += [
-        f"{folder}: this folder of images is missing." for folder in image_folders(config) if not folder.is_dir()
-    ]
-    problems += [f"{file}: is missing." for file in data_files(config) if not file.is_file()]
+    for paths, folder in ((image_folders(config), True), (data_files(config), False)):
+        problems += [f"{path}: {wrong}." for path in paths if (wrong := _unreadable(path, folder=folder))]
     if problems:
         raise InputError(*problems)
 
@@ -138,9 +198,13 @@ def _check_model(config: RunConfig) -> None:
     """Looks at everything of the checkpoint but the values of its weights."""
     models = samples_of(config).family
     targets = chosen_targets(config, models, models.load(torch.device("meta")))
-    strange = sorted(set(config.method.parts) - {target.part for target in targets.values()})
+    parts = {target.part for target in targets.values()}
+    strange = sorted(set(config.method.parts) - parts)
     if strange:
-        raise InputError(f"method.parts: {', '.join(strange)} is no part of a model of family '{config.model.family}'.")
+        raise InputError(
+            f"method.parts: {', '.join(strange)} is no part of a model of family '{config.model.family}'."
+            f"{near_miss(strange[0], parts)}"
+        )
     methods = Methods(config.method)
     for name, (module, _, part) in targets.items():
         problem = methods.of(part).problem((module.out_features, module.in_features))

@@ -14,6 +14,7 @@ from llava_cl.data import QuestionRecord
 from llava_cl.distributed import World
 from llava_cl.errors import InputError
 from llava_cl.models import LinearTarget, ModelFamily
+from llava_cl.parsing import near_miss
 
 
 def _no_epochs(epoch: int) -> None:
@@ -113,5 +114,8 @@ def chosen_targets(config: RunConfig, family: ModelFamily, model: PreTrainedMode
     leaves = {name: name.rpartition(".")[2] for name in targets}
     strange = sorted(set(config.lora.targets) - set(leaves.values()))
     if strange:
-        raise InputError(f"lora.targets: {', '.join(strange)} is none of {', '.join(sorted(set(leaves.values())))}.")
+        known = sorted(set(leaves.values()))
+        raise InputError(
+            f"lora.targets: {', '.join(strange)} is none of {', '.join(known)}.{near_miss(strange[0], known)}"
+        )
     return {name: target for name, target in targets.items() if leaves[name] in config.lora.targets}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import tiny
@@ -185,3 +187,173 @@ def test_missing_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     code, message = run(capsys, monkeypatch, "run", str(tmp_path / "none.yaml"))
     assert code == 2
     assert "none.yaml" in message
+
+
+Damage = Callable[[Path, pytest.MonkeyPatch], list[str]]
+"""Spoils something below a folder; returns further arguments of the command line."""
+
+
+def _no_model(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    (folder / "model" / "config.json").unlink()
+    return []
+
+
+def _no_questions(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    (folder / "data/Tone/test.json").unlink()
+    return []
+
+
+def _locked_questions(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    access = os.access
+    patch.setattr(os, "access", lambda path, mode: Path(path).name != "test.json" and access(path, mode))
+    return []
+
+
+def _locked_images(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    access = os.access
+    patch.setattr(os, "access", lambda path, mode: Path(path).name != "images" and access(path, mode))
+    return []
+
+
+def _locked_output(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    access = os.access
+    patch.setattr(os, "access", lambda path, mode: not mode & os.W_OK and access(path, mode))
+    return ["--output", str(folder / "new/run")]
+
+
+def _output_in_a_file(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["--output", str(folder / "run.yaml" / "run")]
+
+
+def _output_too_long(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    return ["--output", str(folder / ("x" * 300))]
+
+
+def _no_hosts(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    (folder / "hosts").write_text("# none\n")
+    return ["--hostfile", str(folder / "hosts")]
+
+
+def _few_slots(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    (folder / "hosts").write_text("one slots=1\n")
+    return ["--hostfile", str(folder / "hosts"), "--nproc", "2"]
+
+
+def _little_memory(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    memory = psutil.virtual_memory()
+    patch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=1000))
+    return []
+
+
+def _little_disk(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    usage = shutil.disk_usage(folder)
+    patch.setattr("shutil.disk_usage", lambda path: usage._replace(free=10_000))
+    return []
+
+
+def _deepspeed_optimizer(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    (folder / "deepspeed.json").write_text('{"optimizer": {"type": "AdamW"}}')
+    return ["--set", f"distributed.deepspeed={folder / 'deepspeed.json'}"]
+
+
+def _unusable_gpu(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    (folder / "nvidia0").touch()
+    patch.setattr("llava_cl.pipeline.doctor._DEVICES", (str(folder / "nvidia[0-9]*").lstrip("/"),))
+    patch.delenv("CUDA_VISIBLE_DEVICES")
+    return []
+
+
+def _asked_gpu(folder: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    return []
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_no_model, "model holds no config.json"),
+        (_no_questions, "Tone/test.json: is missing."),
+        (_locked_questions, "Tone/test.json: cannot be read (Permission denied)."),
+        (_locked_images, "data/images: cannot be read (Permission denied)."),
+        (_locked_output, "cannot be written (Permission denied); give another --output."),
+        (_output_in_a_file, "run.yaml: is no folder; give another --output."),
+        (_output_too_long, "is no place for a run (File name too long); give another --output."),
+        (_no_hosts, "hosts: names no node"),
+        (_few_slots, "one has 1 slots, 2 ranks are asked of each node"),
+        (_little_memory, "of memory, each of 1 ranks on this machine has"),
+        (_little_disk, "GB are free; free some space or give another --output."),
+        (_deepspeed_optimizer, "deepspeed.json: optimizer: take this section out"),
+        (_unusable_gpu, "nvidia0: there is a GPU that torch"),
+        (_asked_gpu, "CUDA_VISIBLE_DEVICES=0,1: there is a GPU that torch"),
+    ],
+)
+def test_check_run_and_dry_run_find_the_same(
+    damage: Damage, said: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    config = write_config(folder, tiny.run_content(folder))
+    options = damage(folder, monkeypatch)
+    for command in (["check"], ["run"], ["run", "--dry-run"]):
+        monkeypatch.setattr("sys.argv", ["llava-cl", *command, str(config), *options])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert exit_.value.code == 2, (command, out, err)
+        # What contradicts itself is told as an error; what a dry run can do without, in its plan.
+        assert said in " ".join(json.loads(out)["missing"] if out.startswith("{") else err.split("error: ")), command
+        assert "Traceback" not in err
+    assert not list(folder.glob("**/run.json"))
+
+
+def test_a_dry_run_of_what_is_all_there_ends_well_and_needs_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["llava-cl", "run", str(write_config(folder, tiny.run_content(folder))), "--dry-run"]
+    )
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "method.name=kepplora"], "Did you mean 'keeplora'?"),
+        (["--set", "model.family=lava"], "Did you mean 'llava'?"),
+        (["--set", "lora.targets=[q_prj]"], "Did you mean 'q_proj'?"),
+        (["--set", "method.options.enrgy=0.5"], "Did you mean 'energy'?"),
+        (["--set", "benchmark.evaluate=al"], "Did you mean 'all'?"),
+    ],
+)
+def test_near_misses_are_named(
+    arguments: list[str],
+    said: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code, message = run(capsys, monkeypatch, "check", str(write_config(folder, tiny.run_content(folder))), *arguments)
+    assert code == 2
+    assert said in message
+
+
+def test_near_misses_of_a_benchmark_task_and_scorer_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = tiny.run_content(folder)
+    content["benchmark"]["tasks"][0]["scorer"] = "exakt"
+    code, message = run(capsys, monkeypatch, "check", str(write_config(folder, content)))
+    assert (code, "Did you mean 'exact'?" in message) == (2, True)
+    files = ["--questions", "q.json", "--answers", "a.jsonl"]
+    for options, said in (
+        (["--benchmark", "uict", "--task", "VizWiz"], "Did you mean 'ucit'?"),
+        (["--benchmark", "ucit", "--task", "VisWiz"], "Did you mean 'VizWiz'?"),
+    ):
+        code, message = run(capsys, monkeypatch, "score", *options, *files)
+        assert (code, said in message) == (2, True), message
+    content = tiny.run_content(folder)
+    arguments = ["eval", str(write_config(folder, content)), "--task", "Tome", "--output", str(folder / "run")]
+    code, message = run(capsys, monkeypatch, *arguments)
+    assert (code, "Did you mean 'Tone'?" in message) == (2, True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llava_cl.errors import InputError
 from llava_cl.evaluation import captions
 from llava_cl.evaluation.scorers import rules
-from llava_cl.parsing import SURROGATE, shown
+from llava_cl.parsing import SURROGATE, near_miss, shown
 
 if TYPE_CHECKING:
     from llava_cl.data import CaptionReference, QuestionRecord
@@ -116,7 +116,8 @@ def score(
     """
     scorer = SCORERS.get(scorer_name)
     if scorer is None:
-        raise InputError(f"unknown scorer '{scorer_name}'; known: {', '.join(sorted(SCORERS))}.")
+        close = near_miss(scorer_name, SCORERS)
+        raise InputError(f"unknown scorer '{scorer_name}'; known: {', '.join(sorted(SCORERS))}.{close}")
     predictions, unmatched = _matched(questions, answers)
     if scorer.captions is not None:
         broken = [id_ for id_, text in predictions.items() if SURROGATE.search(text)]
