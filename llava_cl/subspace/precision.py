@@ -16,7 +16,8 @@ def full_precision() -> Iterator[None]:
     Of the old and the new settings of torch, set so that they contradict each other, the new ones are left so. A new
     one that followed the setting of all backends keeps its value, and follows no more.
     """
-    flags = _flags()
+    backends: Any = torch.backends
+    flags = [backends.cuda.matmul, backends.mkldnn.matmul]
     precisions = [flag.fp32_precision for flag in flags]
     legacy = _legacy_precision()
     torch.set_float32_matmul_precision("highest")
@@ -28,14 +29,6 @@ def full_precision() -> Iterator[None]:
             torch.set_float32_matmul_precision(legacy)
         for flag, precision in zip(flags, precisions, strict=True):
             flag.fp32_precision = precision
-
-
-def _flags() -> list[Any]:
-    """Those that torch 2.9 and later have for each backend; the global setting changes them too."""
-    backends: Any = torch.backends
-    if not hasattr(backends.cuda.matmul, "fp32_precision"):
-        return []
-    return [backends.cuda.matmul, backends.mkldnn.matmul]
 
 
 def _legacy_precision() -> str | None:

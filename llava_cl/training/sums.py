@@ -208,9 +208,9 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
     """Adds left^T right to an fp32 sum in place: `total [m, n]`, `left [tokens, m]`, `right [tokens, n]`.
 
     Every product of two bfloat16 numbers is exact in fp32, so that bfloat16 operands on a GPU are multiplied as they
-    are with fp32 results, where torch can (from 2.8); elsewhere they are widened first. fp32 stays fp32.
+    are with fp32 results; elsewhere they are widened first. fp32 stays fp32.
     """
-    if left.is_cuda and left.dtype == right.dtype == torch.bfloat16 and "dtype" in torch.ops.aten.mm.overloads():
+    if left.is_cuda and left.dtype == right.dtype == torch.bfloat16:
         total.add_(torch.ops.aten.mm.dtype(left.T, right, torch.float32))
     else:
         total.addmm_(left.float().T, right.float())

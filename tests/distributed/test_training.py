@@ -136,8 +136,11 @@ def test_bfloat16_stays_close(job: Job, alone: Trained) -> None:
     for size, zero in ((1, None), (2, 2)):
         result = _run(size, job(dtype="bfloat16", zero=zero, **TWO_EPOCHS))[0]
         assert [row["loss"] for row in result.rows] == pytest.approx([row["loss"] for row in alone.rows], rel=0.02)
+        # In bfloat16 the rotary frequencies would put far tokens in wrong places.
+        assert set(result.buffers.values()) == {torch.float32}, result.buffers
+        assert any(name.endswith("rotary_emb.inv_freq") for name in result.buffers)
+        assert not result.autocast, "adapters in fp32 would be multiplied in bfloat16"
         for layer, factors in result.factors.items():
-            assert not result.autocast, "adapters in fp32 would be multiplied in bfloat16"
             rounded = factors.a.bfloat16().float() if zero else factors.a
             assert torch.equal(result.tensors[f"base_model.model.{layer}.lora_A.weight"], rounded)
             trained = result.tensors[f"base_model.model.{layer}.lora_B.weight"]

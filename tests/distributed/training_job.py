@@ -99,6 +99,7 @@ class Trained:
     progress: list[tuple[int, int]]
     whole_afterwards: bool = False
     autocast: bool = False
+    buffers: dict[str, torch.dtype] = dataclasses.field(default_factory=dict)
     stopped: bool = False
 
 
@@ -175,8 +176,9 @@ def _train(world: World, job: TrainingJob) -> Trained:
     except Stopped:
         return Trained([], {}, start, factors, steps, stopped=True)
     assert saves_memory(adapted) is (config.training.gradient_checkpointing is True)
+    buffers = {name: buffer.dtype for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     tensors = collect(adapted, factors, projector, train_a=job.train_a)
-    return Trained(trained.rows, tensors, start, factors, steps, autocast=any(autocast))
+    return Trained(trained.rows, tensors, start, factors, steps, autocast=any(autocast), buffers=buffers)
 
 
 def _penalty(

@@ -9,8 +9,6 @@ import torch
 
 from llava_cl.subspace import full_precision
 
-NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")
-
 
 def _settings() -> list[str]:
     """What can be read; torch refuses to tell the global ones where they contradict a backend's."""
@@ -19,13 +17,10 @@ def _settings() -> list[str]:
         lambda: torch.backends.cuda.matmul.allow_tf32,
         lambda: torch.is_autocast_enabled("cpu"),
         lambda: torch.is_autocast_enabled("cuda"),
+        lambda: torch.backends.cuda.matmul.fp32_precision,
+        lambda: torch.backends.mkldnn.matmul.fp32_precision,
+        lambda: torch.backends.fp32_precision,
     ]
-    if NEW:
-        readings += [
-            lambda: torch.backends.cuda.matmul.fp32_precision,
-            lambda: torch.backends.mkldnn.matmul.fp32_precision,
-            lambda: torch.backends.fp32_precision,
-        ]
     found = []
     for read in readings:
         try:
@@ -40,9 +35,8 @@ def _back() -> Iterator[None]:
     yield
     torch.set_autocast_enabled("cuda", False)
     torch.set_float32_matmul_precision("highest")
-    if NEW:
-        for flag in (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
-            flag.fp32_precision = "none"
+    for flag in (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+        flag.fp32_precision = "none"
 
 
 def _check() -> None:
@@ -54,9 +48,8 @@ def _check() -> None:
         assert not torch.backends.cuda.matmul.allow_tf32
         assert not torch.is_autocast_enabled("cpu")
         assert not torch.is_autocast_enabled("cuda")
-        if NEW:
-            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
         raise KeyError
     assert _settings() == before
 
@@ -77,7 +70,6 @@ def test_untouched() -> None:
     _check()
 
 
-@pytest.mark.skipif(not NEW, reason="torch before 2.9 has no settings of the backends")
 @pytest.mark.parametrize("cuda", ["none", "ieee", "tf32"])
 @pytest.mark.parametrize("cpu", ["none", "ieee", "bf16"])
 def test_after_the_settings_of_the_backends(cuda: str, cpu: str) -> None:
@@ -86,7 +78,6 @@ def test_after_the_settings_of_the_backends(cuda: str, cpu: str) -> None:
     _check()
 
 
-@pytest.mark.skipif(not NEW, reason="torch before 2.9 has no settings of the backends")
 def test_after_the_setting_of_all_backends() -> None:
     torch.backends.fp32_precision = "tf32"
     _check()

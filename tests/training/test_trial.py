@@ -111,8 +111,9 @@ def test_operations_are_those_of_the_products() -> None:
         forward = try_step(model, _loss(model), CPU).flops
     linears = BLOCKS * (4 * WIDTH * WIDTH + 3 * WIDTH * HIDDEN)
     attention = BLOCKS * 2 * LENGTH * WIDTH
-    # Not every torch counts the fused attention of a CPU.
-    assert forward in (2 * BATCH * LENGTH * linears, 2 * BATCH * LENGTH * (linears + attention))
+    # Not every torch counts the fused attention of a CPU, and some transformers make rotary angles by a small product.
+    both = (2 * BATCH * LENGTH * linears, 2 * BATCH * LENGTH * (linears + attention))
+    assert any(forward == pytest.approx(expected, rel=1e-5) for expected in both)
 
 
 def test_recomputation_keeps_the_inputs_of_blocks_and_one_block() -> None:
