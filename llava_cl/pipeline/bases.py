@@ -34,12 +34,17 @@ def energy_within(weight: torch.Tensor, basis: torch.Tensor) -> float:
     return min(inside / total, 1.0) if total else 0.0
 
 
+def size_of(weight: torch.Tensor, basis: torch.Tensor) -> dict[str, float]:
+    """What the report says of a basis `[in, k]`: `columns`, the dimensions that it spans, and `energy` (see above)."""
+    span = orthonormal(basis)
+    return {"columns": span.shape[1], "energy": energy_within(weight, span)}
+
+
 def save_columns(
     job: Job,
     stage: int,
     mine: Mapping[str, torch.Tensor],
-    ranks: Mapping[str, int],
-    energy: Mapping[str, float],
+    sizes: Mapping[str, dict[str, float]],
     owners: Mapping[str, int],
 ) -> None:
     """Writes the columns that a stage added, collected from their owner ranks.
@@ -48,24 +53,15 @@ def save_columns(
         job: the job.
         stage: the stage that added them.
         mine: layer -> new columns `[in, j]` of the layers that this rank owns.
-        ranks: layer -> dimensions of what the basis spans after the stage, of the layers that this rank owns.
-        energy: layer -> share of the weight's energy in the basis, of the layers that this rank owns.
+        sizes: layer -> `size_of` its weight and its whole basis, of the layers that this rank owns.
         owners: layer -> owner rank.
     """
     added = collect_tensors(mine, owners, job.world)
-    spans = {name: rank for part in gather_objects(dict(ranks), job.world) for name, rank in part.items()}
-    energies = {name: share for part in gather_objects(dict(energy), job.world) for name, share in part.items()}
+    layers = {name: dict(size) for part in gather_objects(dict(sizes), job.world) for name, size in part.items()}
+    for name, columns in added.items():
+        layers[name] |= {"of": columns.shape[0], "added": columns.shape[1]}
     if job.world.is_main:
-        sizes = {
-            name: {
-                "columns": spans[name],
-                "added": columns.shape[1],
-                "of": columns.shape[0],
-                "energy": energies[name],
-            }
-            for name, columns in added.items()
-        }
-        save_tensors(job.stage(stage).subspace, added, {"layers": sizes})
+        save_tensors(job.stage(stage).subspace, added, {"layers": layers})
 
 
 def load_moments(

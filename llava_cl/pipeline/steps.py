@@ -20,14 +20,14 @@ from llava_cl.distributed import collect_tensors
 from llava_cl.errors import RunError
 from llava_cl.methods import LayerStatistics, LoraFactors
 from llava_cl.models import LinearTarget
-from llava_cl.pipeline.bases import energy_within, load_bases, load_moments, save_columns, update_moments
+from llava_cl.pipeline.bases import load_bases, load_moments, save_columns, size_of, update_moments
 from llava_cl.pipeline.job import Job
 from llava_cl.pipeline.measuring import measure_task
 from llava_cl.pipeline.planning import recomputes
 from llava_cl.pipeline.scoring import answers_step, predictions_file, score_stage
 from llava_cl.pipeline.task_data import read_questions
 from llava_cl.store import load_tensors, save_tensors, write_jsonl
-from llava_cl.subspace import full_precision, orthonormal
+from llava_cl.subspace import full_precision
 from llava_cl.training.adapters import attach, collect, install, load_factors, save_adapter, trained_a
 from llava_cl.training.statistics import Statistics, without_index
 from llava_cl.training.trainer import TrainingPlan, train
@@ -42,8 +42,7 @@ def protect_base(job: Job, stage: int) -> list[Path]:
     model = job.model_after(0)
     owners = job.owners(model)
     mine: dict[str, torch.Tensor] = {}
-    ranks: dict[str, int] = {}
-    energy: dict[str, float] = {}
+    sizes: dict[str, dict[str, float]] = {}
     with job.timed("protect"), full_precision():
         owned = _owned(job, model, owners)
         report(0, len(owned))
@@ -52,10 +51,9 @@ def protect_base(job: Job, stage: int) -> list[Path]:
                 basis = job.methods.of(target.part).initial_basis(target.module.weight.detach().float())
                 if basis is not None:
                     mine[name] = basis
-                    ranks[name] = orthonormal(basis).shape[1]
-                    energy[name] = energy_within(target.module.weight, basis)
+                    sizes[name] = size_of(target.module.weight, basis)
             report(done, len(owned))
-        save_columns(job, stage, mine, ranks, energy, owners)
+        save_columns(job, stage, mine, sizes, owners)
     return [job.stage(stage).subspace]
 
 
@@ -177,8 +175,7 @@ def protect(job: Job, stage: int) -> list[Path]:
     measured = measure_task(job, model, stage, "after", owners)
     report = job.progress.step(stage, "protect")
     mine: dict[str, torch.Tensor] = {}
-    ranks: dict[str, int] = {}
-    energy: dict[str, float] = {}
+    sizes: dict[str, dict[str, float]] = {}
     files = [job.stage(stage).subspace]
     with job.timed("protect"), full_precision():
         owned = _owned(job, model, owners)
@@ -197,10 +194,9 @@ def protect(job: Job, stage: int) -> list[Path]:
                 )
                 if basis is not None:
                     mine[name] = basis[:, bases[name].shape[1] if name in bases else 0 :]
-                    ranks[name] = orthonormal(basis).shape[1]
-                    energy[name] = energy_within(target.module.weight, basis)
+                    sizes[name] = size_of(target.module.weight, basis)
             report(done, len(owned))
-        save_columns(job, stage, mine, ranks, energy, owners)
+        save_columns(job, stage, mine, sizes, owners)
     return files
 
 
