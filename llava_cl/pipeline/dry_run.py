@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 from typing import Any
 
 from llava_cl.config import RunConfig
-from llava_cl.errors import problems_of
+from llava_cl.errors import InputError, problems_of
 from llava_cl.pipeline.launch import Meeting, hosts, ranks_per_node, torchrun, worker
 from llava_cl.pipeline.orchestrator import Launch
 from llava_cl.pipeline.planning import Needs
-from llava_cl.pipeline.preflight import check_plan, check_start
+from llava_cl.pipeline.preflight import check_start
 
 
 def describe(config: RunConfig, launch: Launch) -> dict[str, Any]:
@@ -20,15 +21,17 @@ def describe(config: RunConfig, launch: Launch) -> dict[str, Any]:
     Memory, disk and time are told if nothing is missing (`llava-cl doctor CONFIG` does without the data).
 
     Raises:
-        InputError: the configuration contradicts itself or names what does not exist.
+        InputError: the ranks cannot share the global batch.
     """
     ranks = ranks_per_node(config.distributed.ranks, launch.ranks)
-    nodes = hosts(launch.hostfile, ranks)
-    total = ranks * len(nodes)
+    nodes: list[str] = []
+    with contextlib.suppress(InputError):  # told under `missing`
+        nodes = hosts(launch.hostfile, ranks)
+    total = ranks * max(len(nodes), 1)
     # The first node's; address and port are chosen when a stage begins.
-    launcher = torchrun(ranks, Meeting(nodes, nodes[0], "PORT") if launch.hostfile else None)
-    check_plan(config, total)
-    output = launch.output.resolve()
+    launcher = torchrun(ranks, Meeting(nodes, nodes[0], "PORT") if launch.hostfile and nodes else None)
+    config.training.micro_batch_for(total)
+    output = launch.output.absolute()
     missing = list(problems_of(lambda: check_start(config, launch.output, launch.ranks, launch.hostfile)))
     return {
         "name": config.name,

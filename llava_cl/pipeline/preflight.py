@@ -105,7 +105,8 @@ def check_start(
 
 def _check_output(output: Path) -> None:
     try:
-        place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+        above = (output, *output.absolute().parents)
+        place = next(folder for folder in above if folder.exists() or folder.is_symlink())
         wrong = None if place.is_dir() else "is no folder"
         if wrong is None and not os.access(place, os.W_OK | os.X_OK):
             wrong = "cannot be written (Permission denied)"
