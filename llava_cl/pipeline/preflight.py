@@ -41,6 +41,9 @@ def check_plan(config: RunConfig, ranks: int) -> None:
         )
     if config.model.dtype == "auto":
         problems.append("model.dtype: a run computes in float32 or bfloat16; 'auto' is for exports.")
+    single = [key for key in ("dtype", "merged_dtype") if getattr(config.model, key) == "float32"]
+    if single and config.model.attention == "flash_attention_2":
+        problems.append(f"model.attention: flash_attention_2 has no float32, which model.{single[0]} is; use sdpa.")
     if config.model.dtype == "bfloat16" and config.distributed.deepspeed is None:
         way = "name a DeepSpeed file"
         if isinstance(config.benchmark.tasks[0], ClassTaskConfig):

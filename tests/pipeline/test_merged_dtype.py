@@ -15,6 +15,7 @@ from llava_cl.config import load_config
 from llava_cl.distributed import World
 from llava_cl.errors import InputError
 from llava_cl.pipeline.job import Job
+from llava_cl.pipeline.preflight import check_plan
 from llava_cl.pipeline.progress import ProgressWriter
 from llava_cl.store import RunDirectory
 from ranks import run_ranks
@@ -109,3 +110,14 @@ def test_a_run_that_is_continued_ends_with_the_same_bytes_and_keeps_its_dtype(fo
         run_here(tiny_config(tmp_path, content, *BFLOAT16), tmp_path / "run")
     run_here(config, tmp_path / "run")
     assert result_hashes(tmp_path / "run") == result_hashes(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "merged", "named"),
+    [("float32", "null", "dtype"), ("bfloat16", "float32", "merged_dtype"), ("float32", "float16", "dtype")],
+)
+def test_flash_attention_is_refused_in_float32(folder: Path, dtype: str, merged: str, named: str) -> None:
+    overrides = ["training.projector_learning_rate=null", "model.attention=flash_attention_2", f"model.dtype={dtype}"]
+    with pytest.raises(InputError, match=rf"model\.attention: flash_attention_2 .* model\.{named} is; use sdpa"):
+        check_plan(load_config(folder / "run.yaml", [*overrides, f"model.merged_dtype={merged}"]), 1)
+    check_plan(load_config(folder / "run.yaml", [*overrides, "model.dtype=bfloat16", "model.merged_dtype=float16"]), 1)

@@ -44,6 +44,7 @@ from runs import run_here, tiny_config, write_config
 CPU = torch.device("cpu")
 DEEPSPEED = Path(__file__).parents[2] / "configs" / "deepspeed"
 SIZE = Size(20, 3)
+BFLOAT16 = ("model.dtype=bfloat16", "training.projector_learning_rate=null")
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +206,7 @@ def test_sums_that_host_memory_does_not_hold_are_told(
 
 
 def test_flash_attention_that_is_not_there_gets_one_message(content: dict[str, Any], tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, content, "model.attention=flash_attention_2")
+    config = tiny_config(tmp_path, content, *BFLOAT16, "model.attention=flash_attention_2")
     with pytest.raises(InputError) as caught:
         check_setup(config, 1)
     assert len(caught.value.problems) == 1
