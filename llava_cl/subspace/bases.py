@@ -172,10 +172,11 @@ def orthonormal(columns: Tensor) -> Tensor:
         ValueError: wrong shape or dtype, NaN or infinite values.
     """
     columns = checked_matrix("columns", columns).float()
-    features, count = columns.shape
-    identity = torch.eye(count, device=columns.device)
-    if count <= features and (columns.T @ columns - identity).norm() <= LOST_ORTHONORMALITY:
-        return columns
+    if columns.shape[1] <= columns.shape[0]:
+        overlaps = columns.T @ columns
+        overlaps.diagonal().sub_(1)
+        if overlaps.norm() <= LOST_ORTHONORMALITY:
+            return columns
     left, values, _ = torch.linalg.svd(columns.double(), full_matrices=False)
     return left[:, values > NOISE_FLOOR * float(values.norm())].float()
 

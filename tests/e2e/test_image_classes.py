@@ -28,6 +28,8 @@ from llava_cl.cli import app
 from llava_cl.config import RunConfig, load_config
 from llava_cl.distributed import World
 from llava_cl.errors import InputError
+from llava_cl.methods import LayerStatistics
+from llava_cl.methods.inflora import InfLora
 from llava_cl.models import family
 from llava_cl.pipeline import stage as stages
 from llava_cl.pipeline import steps
@@ -417,8 +419,21 @@ def test_each_part_of_a_model_has_its_own_penalty(tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0] + 3 * overlap, rel=1e-4)
 
 
-def test_inf_lora_learns_outside_what_is_protected(folder: Path, tmp_path: Path) -> None:
-    run_here(_config(folder, "inflora", "training.epochs=1"), tmp_path / "run", until=2)
+def test_inf_lora_learns_outside_what_is_protected(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress, protect = [], InfLora.protect
+
+    def spy(self: InfLora, statistics: LayerStatistics, basis: torch.Tensor | None) -> torch.Tensor | None:
+        progress.append((statistics.tasks, statistics.stream))
+        return protect(self, statistics, basis)
+
+    monkeypatch.setattr(InfLora, "protect", spy)
+    config = _config(folder, "inflora", "training.epochs=1")
+    run_here(config, tmp_path / "run", until=2)
+    # Its share rises over all tasks of the stream, however far it runs.
+    assert dict.fromkeys(progress) == {(1, 3): None, (2, 3): None}
+    assert len(config.benchmark.tasks) == 3
     protected = load_file(_stage(tmp_path / "run", 1) / "subspace.safetensors")
     for name, (a, _) in _layers(tmp_path / "run", 2).items():
         assert protected[name].shape[1] > 0
