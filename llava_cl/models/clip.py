@@ -10,13 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoTokenizer, CLIPConfig, CLIPModel
+from transformers import AutoConfig, CLIPConfig, CLIPModel
 
 from llava_cl.config import ClassTaskConfig, ModelConfig
 from llava_cl.errors import InputError
 from llava_cl.models.classes import Classifier, ClassifierBase
 from llava_cl.models.contract import ImageSpec, LinearTarget
-from llava_cl.models.reading import complain, normalisation, read_config, read_model
+from llava_cl.models.reading import (
+    BUILDING,
+    complain,
+    image_processor,
+    normalisation,
+    read_config,
+    read_model,
+    read_tokenizer,
+    reading,
+)
 from llava_cl.subspace import truncate_spectrum
 
 _SOURCES = {"q_proj": "input", "k_proj": "input", "v_proj": "input", "out_proj": "output"}
@@ -83,7 +92,7 @@ class Clip(ClassifierBase):
 
     def skeleton(self) -> ClipClassifier:
         """The model without memory for its weights."""
-        with torch.device("meta"):
+        with reading(self._config.path, BUILDING), torch.device("meta"):
             return ClipClassifier(self._architecture, CLIPModel(self._architecture))
 
     def load(self, device: torch.device) -> ClipClassifier:
@@ -140,14 +149,11 @@ class Clip(ClassifierBase):
         Raises:
             InputError: a prompt is too long for the text tower.
         """
-        tokenizer = self._tokenizer()
+        tokenizer = read_tokenizer(self._config.path)
         for task in tasks:
             model.prompts.append(self._tokenized(task, tokenizer))
             if self._config.cosine_heads:
                 model.add_head(self._architecture.projection_dim, len(task.folders), bias=False)
-
-    def _tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(self._config.path, local_files_only=True)
 
     def _tokenized(self, task: ClassTaskConfig, tokenizer: Any) -> torch.Tensor:
         length = self._architecture.text_config.max_position_embeddings
@@ -157,6 +163,13 @@ class Clip(ClassifierBase):
         if long:
             raise InputError(
                 f"benchmark task {task.name}: {long[0]!r} has more than the {length} tokens that CLIP reads."
+            )
+        rows, end = self._architecture.text_config.vocab_size, self._architecture.text_config.eos_token_id
+        # Older checkpoints say 2, and the highest id is then what ends a text.
+        if any(max(own) >= rows or (end != 2 and end not in own) for own in ids):
+            raise InputError(
+                f"{self._config.path}: the tokenizer is another model's: {texts[0]!r} is {ids[0]}, of a vocabulary of "
+                f"{rows} tokens, of which {end} ends a text."
             )
         return torch.tensor([own + [_PAD] * (length - len(own)) for own in ids])
 
@@ -189,5 +202,6 @@ class Clip(ClassifierBase):
     def save(self, model: Any, folder: Path, layout: str) -> None:
         """Writes transformers' CLIP; heads are left out."""
         model.clip.save_pretrained(folder)
-        shutil.copyfile(self._config.path / "preprocessor_config.json", folder / "preprocessor_config.json")
-        self._tokenizer().save_pretrained(folder)
+        file, _ = image_processor(self._config.path)
+        shutil.copyfile(file, folder / file.name)
+        read_tokenizer(self._config.path).save_pretrained(folder)

@@ -29,6 +29,10 @@ class ImageSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(f"image_size: {self.size} is no number of pixels; correct the config.json of the model.")
+
 
 @dataclass(frozen=True)
 class TokenImages(ImageSpec):
@@ -105,6 +109,9 @@ class LanguageFamily(ModelFamily, Protocol):
     def image_spec(self) -> TokenImages:
         """Image preprocessing of the checkpoint, and the tokens that stand for an image."""
 
+    def positions(self) -> int:
+        """The most tokens that the model reads, those of images and of its own answer among them."""
+
     def projector_prefix(self) -> str:
         """Qualified name of the module between vision and language, trained beside the adapters."""
 
@@ -166,13 +173,16 @@ def family(config: ModelConfig) -> ModelFamily:
     Raises:
         InputError: an unknown family, or a path that holds no checkpoint of that family.
     """
+    from llava_cl.models.reading import reading
+
     families = _families()
     if config.family not in families:
         known, close = ", ".join(sorted(families)), near_miss(config.family, families)
         raise InputError(f"model.family: unknown {shown(config.family)}; known: {known}.{close}")
     if config.family != "clip" and (config.truncate or config.cosine_heads):
         raise InputError(f"model.truncate and model.cosine_heads are for 'clip', not for '{config.family}'.")
-    return families[config.family](config)
+    with reading(config.path, "the checkpoint cannot be read"):
+        return families[config.family](config)
 
 
 def language_family(config: ModelConfig) -> LanguageFamily:

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from llava_cl.errors import InputError
 from llava_cl.models import llava_original as original
 from llava_cl.models.contract import TokenImages
 from llava_cl.models.llava_saving import save_original, save_transformers
@@ -37,9 +38,18 @@ class Llava(VisionLanguageFamily):
     def _read_architecture(self) -> LlavaConfig:
         path = self._config.path
         if original.TOWER not in self._content:
-            return LlavaConfig.from_pretrained(path, local_files_only=True)
-        self._tower = original.find_tower(self._content, path, self._config.vision_tower)
-        return original.architecture(self._content, path / "config.json", self._tower, self.tokenizer())
+            config = LlavaConfig.from_pretrained(path, local_files_only=True)
+        else:
+            self._tower = original.find_tower(self._content, path, self._config.vision_tower)
+            config = original.architecture(self._content, path / "config.json", self._tower, self.tokenizer())
+        vision: Any = config.vision_config
+        layer, depth = config.vision_feature_layer, vision.num_hidden_layers
+        # What goes into the first layer can be read, too.
+        if any(not -depth - 1 <= each <= depth for each in ([layer] if isinstance(layer, int) else layer)):
+            raise InputError(
+                f"{path / 'config.json'}: images are read at layer {layer} of the vision tower, which has {depth}."
+            )
+        return config
 
     def folders(self) -> list[Path]:
         """The checkpoint's folder, and in the original layout that of its vision tower."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, SmolVLMForConditionalGeneration
 
+from llava_cl.errors import InputError
 from llava_cl.models.contract import TokenImages
 from llava_cl.models.reading import normalisation
 from llava_cl.models.supervised import mix_in, plain
@@ -40,10 +41,14 @@ class SmolVlm(VisionLanguageFamily):
 
     def image_spec(self) -> TokenImages:
         """The tower's side; the connector merges `scale_factor` x `scale_factor` patches into one token."""
-        config = self._architecture
+        config, vision = self._architecture, self._architecture.vision_config
         mean, std = normalisation(self._config.path)
-        side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
-        return TokenImages(config.vision_config.image_size, mean, std, side * side, config.image_token_id)
+        patches = vision.image_size // vision.patch_size
+        side, rest = divmod(patches, config.scale_factor)
+        if rest:
+            file = self._config.path / "config.json"
+            raise InputError(f"{file}: scale_factor {config.scale_factor} cannot merge {patches} patches a side.")
+        return TokenImages(vision.image_size, mean, std, side * side, config.image_token_id)
 
     def _load(self, device: torch.device) -> PreTrainedModel:
         model = super()._load(device)

@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava_cl.config import ModelConfig
-from llava_cl.errors import InputError
 from llava_cl.models.contract import LinearTarget
 from llava_cl.models.generation import greedy
-from llava_cl.models.reading import complain, read_config, read_model
+from llava_cl.models.reading import BUILDING, complain, read_config, read_model, read_tokenizer, reading
 from llava_cl.models.supervised import supervised
 
 # Linears that read the same tensor share its statistics.
@@ -57,15 +56,12 @@ class VisionLanguageFamily:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's tokenizer."""
-        try:
-            return AutoTokenizer.from_pretrained(self._config.path, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self._config.path}: the tokenizer cannot be loaded ({error}).") from error
+        return read_tokenizer(self._config.path)
 
     def skeleton(self) -> PreTrainedModel:
         """The model without memory for its weights."""
         build: Any = self.model_class
-        with torch.device("meta"):
+        with reading(self._config.path, BUILDING), torch.device("meta"):
             return build(self._architecture)
 
     def load(self, device: torch.device) -> PreTrainedModel:
@@ -105,6 +101,10 @@ class VisionLanguageFamily:
     def token_mask(self, batch: dict[str, torch.Tensor], source: str) -> torch.Tensor:
         """`[batch, length]`: all tokens but padding, at every input alike."""
         return batch["attention_mask"].bool() & (batch["index"] >= 0)[:, None]
+
+    def positions(self) -> int:
+        """The decoder's."""
+        return int(self._architecture.get_text_config().max_position_embeddings)
 
     def projector_prefix(self) -> str:
         """The module between vision and language."""

@@ -15,7 +15,16 @@ from llava_cl.errors import InputError
 from llava_cl.models import vit_timm
 from llava_cl.models.classes import Classifier, ClassifierBase
 from llava_cl.models.contract import ImageSpec, LinearTarget
-from llava_cl.models.reading import complain, normalisation, processor_config, read_config, read_model
+from llava_cl.models.reading import (
+    BUILDING,
+    check_weights,
+    complain,
+    normalisation,
+    processor_config,
+    read_config,
+    read_model,
+    reading,
+)
 from llava_cl.store import read_json, write_json
 
 _ADAPTED = ("k_proj", "v_proj", "key", "value")  # transformers 5 has used both pairs of names
@@ -52,6 +61,7 @@ class Vit(ClassifierBase):
         file = config.path / "config.json"
         self._timm = file.is_file() and vit_timm.is_timm(read_json(file))
         if self._timm:
+            check_weights(config.path)
             self._architecture: Any = vit_timm.architecture(config.path)
         else:
             read_config(config, ("vit",))
@@ -64,7 +74,7 @@ class Vit(ClassifierBase):
 
     def skeleton(self) -> VitClassifier:
         """The model without memory for its weights."""
-        with torch.device("meta"):
+        with reading(self._config.path, BUILDING), torch.device("meta"):
             return VitClassifier(self._architecture, ViTModel(self._architecture, add_pooling_layer=False))
 
     def load(self, device: torch.device) -> VitClassifier:

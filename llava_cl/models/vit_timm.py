@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import ViTConfig
 
 from llava_cl.errors import InputError
+from llava_cl.models.reading import Channels, mean_and_std
+from llava_cl.parsing import shown
 from llava_cl.store import read_json
 
 _HEAD_WIDTH = 64
@@ -44,15 +46,13 @@ def is_timm(content: Mapping[str, Any]) -> bool:
     return "architecture" in content and "pretrained_cfg" in content and "model_type" not in content
 
 
-def normalisation(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def normalisation(folder: Path) -> tuple[Channels, Channels]:
     """Mean and standard deviation of the images."""
-    content = read_json(folder / "config.json")["pretrained_cfg"]
-    missing = [
-        f"{folder / 'config.json'}: pretrained_cfg.{key} is missing." for key in ("mean", "std") if key not in content
-    ]
-    if missing:
-        raise InputError(*missing)
-    return tuple(content["mean"]), tuple(content["std"])
+    file = folder / "config.json"
+    content = read_json(file)["pretrained_cfg"]
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: pretrained_cfg is {shown(content)}, but must be an object.")
+    return mean_and_std(file, content, "mean", "std", "pretrained_cfg.")
 
 
 def architecture(folder: Path) -> ViTConfig:
@@ -73,6 +73,8 @@ def architecture(folder: Path) -> ViTConfig:
             f"{folder / _WEIGHTS}: patch_embed.proj.weight or pos_embed has not the shape of a plain ViT's."
         )
     width, channels, patch, _ = shapes["patch_embed.proj.weight"]
+    if width % _HEAD_WIDTH:
+        raise InputError(f"{folder / _WEIGHTS}: {width} features are no multiple of the {_HEAD_WIDTH} of a head.")
     side = round((shapes["pos_embed"][1] - 1) ** 0.5)
     blocks = {key.split(".")[1] for key in shapes if key.startswith("blocks.")}
     return ViTConfig(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from llava_cl.config import AnyTask, ClassTaskConfig, RunConfig
@@ -13,7 +14,7 @@ from llava_cl.methods import Methods
 from llava_cl.pipeline.samples import Samples, chosen_targets
 from llava_cl.training.adapters import wrap
 from llava_cl.training.statistics import save_memory
-from llava_cl.training.trial import Cost, keep_inputs, start_graph, try_step
+from llava_cl.training.trial import Cost, keep_inputs, make_fake, start_graph, try_step
 
 Step = Literal["measure", "train", "evaluate"]
 TEXT_TOKENS, ANSWER_TOKENS = 60, 8
@@ -57,6 +58,18 @@ def batch_size(config: RunConfig, step: Step, ranks: int) -> int:
     if step == "train":
         return config.training.micro_batch_for(ranks)
     return config.measurement.batch_size if step == "measure" else config.evaluation.batch_size
+
+
+def try_model(config: RunConfig, samples: Samples) -> None:
+    """Computes one batch on fake tensors; what the parts of a model that do not fit raise is not caught."""
+    model: Any = samples.family.skeleton()
+    samples.prepare(model)
+    samples.choose(model, 1)
+    classes = isinstance(config.benchmark.tasks[0], ClassTaskConfig)
+    size, device = Size(ANSWER_TOKENS, 1), torch.device("cpu")
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        make_fake(model, device)
+        (_classify(model, 1, samples, device) if classes else _read(model, 1, size, "evaluate", device))()
 
 
 def try_batch(

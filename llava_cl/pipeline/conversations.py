@@ -20,7 +20,9 @@ from llava_cl.data import (
     load_train_records,
     modality_lengths,
 )
+from llava_cl.data.conversation import IMAGE_MARKER
 from llava_cl.distributed import World
+from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.predict import predict
 from llava_cl.models import LanguageFamily, language_family
 from llava_cl.pipeline.samples import TrainedModule, TrainingData
@@ -44,6 +46,50 @@ class Conversations:
             "image_mean": images.mean,
             "image_std": images.std,
         }
+
+    def problems(self, model: PreTrainedModel) -> list[str]:
+        """Tokens that the model has no row for, and lengths beyond its positions."""
+        config, tokenizer, images = self._config, self._tokenizer, self.family.image_spec()
+        embeddings: Any = model.get_input_embeddings()
+        rows, positions, ends = embeddings.num_embeddings, self.family.positions(), model.generation_config.eos_token_id
+        ids: dict[Any, str] = {id_: word for word, id_ in tokenizer.get_vocab().items() if word != IMAGE_MARKER}
+        ids.update(dict.fromkeys(ends if isinstance(ends, list) else [ends], "what ends an answer, eos_token_id,"))
+        ids[images.token_id] = "the image token"
+        beyond = [id_ for id_ in ids if not (isinstance(id_, int) and 0 <= id_ < rows)]
+        problems = list(problems_of(lambda: self.chat.prompt("", images=0)))
+        if beyond:
+            problems.append(
+                f"{config.model.path}: the embedding has {rows} rows, and {len(beyond)} tokens have none: "
+                f"{ids[beyond[0]]} has the id {beyond[0]}. Give the tokenizer that the model was trained with."
+            )
+        if tokenizer.pad_token_id is None:
+            problems.append(f"{config.model.path}: the tokenizer has no token that pads; set its pad_token.")
+        length, new = config.training.max_length, config.evaluation.max_new_tokens
+        if length > positions:
+            problems.append(f"training.max_length: {length} is more than the model's {positions} positions.")
+        if images.tokens + new >= positions:
+            problems.append(
+                f"evaluation.max_new_tokens: {new} after the {images.tokens} tokens of an image leave no room for a "
+                f"question in the model's {positions} positions."
+            )
+        return problems
+
+    def check_lengths(self, task: TaskConfig, questions: Sequence[QuestionRecord]) -> None:
+        """Checks that the model has positions for a task's questions and their answers.
+
+        Raises:
+            InputError: it has too few, or a question cannot be encoded.
+        """
+        new, positions = self._config.evaluation.max_new_tokens, self.family.positions()
+        lengths = self.questions(task, questions).lengths()
+        over = [index for index, length in enumerate(lengths) if length + new > positions]
+        if over:
+            longest = max(over, key=lengths.__getitem__)
+            raise InputError(
+                f"{len(over)} questions are too long for the model's {positions} positions: record {longest} (id "
+                f"{questions[longest].id}) has {lengths[longest]} tokens, and its answer takes "
+                f"evaluation.max_new_tokens = {new}. Shorten them."
+            )
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Nothing is needed."""

@@ -26,6 +26,7 @@ from llava_cl.data import (
 from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.scorers import reference_problems, unearned
 from llava_cl.pipeline.conversations import Conversations
+from llava_cl.pipeline.task_data import evaluation_files
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,9 @@ class _Check:
                     self._problems += (f"{self._root / name}: {problem}" for problem in (*unmatched, *wrong))
                     for note in told:
                         logger.warning("%s: %s", self._root / name, note)
+                if questions and name == evaluation_files(task, self._config.evaluation)[0]:
+                    too_long = problems_of(functools.partial(self._conversations.check_lengths, task, questions))
+                    self._problems += (f"{self._root / name}: {problem}" for problem in too_long)
         paths = list(dict.fromkeys(path for records in files.values() for record in records for path in record.images))
         # Other threads decode images while this one computes masks.
         decoding = self._decoding(self._root / task.images, paths)

@@ -70,6 +70,10 @@ class ImageClasses:
         if problems:
             raise InputError(*problems)
 
+    def problems(self, model: PreTrainedModel) -> list[str]:
+        """None: prompts are looked at where the model is prepared."""
+        return []
+
     def prepare(self, model: PreTrainedModel) -> None:
         """Heads or prompts of all tasks."""
         self.family.install(model, self._tasks)

@@ -13,7 +13,9 @@ from llava_cl.config import ClassTaskConfig, RunConfig, TaskConfig
 from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.scorers import SCORERS
 from llava_cl.methods import Methods
+from llava_cl.models.reading import reading
 from llava_cl.parsing import near_miss
+from llava_cl.pipeline.activations import try_model
 from llava_cl.pipeline.doctor import check_flash_attention, check_gpu
 from llava_cl.pipeline.launch import hosts, ranks_per_node
 from llava_cl.pipeline.measuring import TIMES, sums_to_measure
@@ -191,17 +193,25 @@ def check_memory(config: RunConfig, ranks: int) -> None:
 
 
 def _check_attention(config: RunConfig) -> None:
-    if config.model.attention == "flash_attention_2":
-        try:
-            check_flash_attention()
-        except InputError as error:
-            raise InputError(f"model.attention: flash_attention_2 is {error}") from error
+    if config.model.attention != "flash_attention_2":
+        return
+    problem = next(problems_of(check_flash_attention), None)
+    if problem is None and config.model.dtype == "float32":
+        problem = "for 16 bits: use sdpa with model.dtype=float32."
+    if problem is not None:
+        raise InputError(f"model.attention: flash_attention_2 is {problem}")
 
 
 def _check_model(config: RunConfig) -> None:
     """Looks at everything of the checkpoint but the values of its weights."""
-    models = samples_of(config).family
-    targets = chosen_targets(config, models, models.load(torch.device("meta")))
+    samples = samples_of(config)
+    with reading(config.model.path, "the model does not work as its config.json describes it"):
+        try_model(config, samples)
+    model = samples.family.load(torch.device("meta"))
+    targets = chosen_targets(config, samples.family, model)
+    problems = samples.problems(model)
+    if problems:
+        raise InputError(*problems)
     parts = {target.part for target in targets.values()}
     strange = sorted(set(config.method.parts) - parts)
     if strange:

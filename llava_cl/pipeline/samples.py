@@ -14,6 +14,7 @@ from llava_cl.data import QuestionRecord
 from llava_cl.distributed import World
 from llava_cl.errors import InputError
 from llava_cl.models import LinearTarget, ModelFamily
+from llava_cl.models.reading import reading
 from llava_cl.parsing import near_miss
 
 
@@ -50,6 +51,9 @@ class Samples(Protocol):
     @property
     def family(self) -> ModelFamily:
         """The model's family."""
+
+    def problems(self, model: PreTrainedModel) -> list[str]:
+        """What is wrong with a loaded model for these samples, whatever the data; one sentence each."""
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Gives a model of the family's `load` or `skeleton` what the stream's tasks need."""
@@ -99,7 +103,8 @@ def samples_of(config: RunConfig) -> Samples:
     from llava_cl.pipeline.image_classes import ImageClasses
 
     classes = isinstance(config.benchmark.tasks[0], ClassTaskConfig)
-    return ImageClasses(config) if classes else Conversations(config)
+    with reading(config.model.path, "the checkpoint cannot be read"):
+        return ImageClasses(config) if classes else Conversations(config)
 
 
 def chosen_targets(config: RunConfig, family: ModelFamily, model: PreTrainedModel) -> dict[str, LinearTarget]:

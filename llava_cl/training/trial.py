@@ -106,7 +106,7 @@ def try_step(model: nn.Module, step: Callable[[], torch.Tensor], device: torch.d
     """
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and _repeats(module)]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _make_fake(model, device)
+        make_fake(model, device)
         with contextlib.ExitStack() as shortened:
             for stack in stacks:
                 shortened.enter_context(_first(stack, _FEW))
@@ -139,7 +139,8 @@ def _first(stack: nn.ModuleList, count: int) -> Iterator[None]:
         stack._modules.update(whole)
 
 
-def _make_fake(model: nn.Module, device: torch.device) -> None:
+def make_fake(model: nn.Module, device: torch.device) -> None:
+    """Gives a model tensors without memory, as if they were on `device`; inside a `FakeTensorMode`."""
     made: dict[int, torch.Tensor] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
