@@ -26,6 +26,7 @@ from llava_cl.errors import InputError, LlavaClError
 from llava_cl.models.contract import ImageSpec
 from llava_cl.parsing import foreign, shown
 from llava_cl.store import read_json
+from llava_cl.store.fingerprint import indexed_files
 from llava_cl.store.fingerprint import model_files
 
 _LISTED = 10
@@ -200,22 +201,12 @@ def check_weights(folder: Path) -> None:
         if (folder / name).is_file():
             problems = _file_problems(folder / name)
         elif index.is_file():
-            problems = [each for file in _shards(index) for each in _file_problems(file)]
+            problems = [each for file in indexed_files(index) for each in _file_problems(file)]
         else:
             continue
         if problems:
             raise InputError(*problems)
         return
-
-
-def _shards(index: Path) -> list[Path]:
-    names = read_json(index, "weight_map")["weight_map"]
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise InputError(f"{index}: weight_map must say of every weight in which file it is.")
-    for name in set(names.values()):
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise InputError(f"{index}: {shown(name)} leaves the checkpoint's folder.")
-    return sorted({index.parent / name for name in names.values()})
 
 
 def _file_problems(file: Path) -> list[str]:
@@ -225,9 +216,10 @@ def _file_problems(file: Path) -> list[str]:
     try:
         with file.open("rb") as stream:
             start = stream.read(512)
-        if not start.startswith(b"PK") and (what := foreign(start)):  # what torch saves is an archive
+        archive = start.startswith(b"PK")  # as torch saves it
+        if not archive and (what := foreign(start)):
             return [f"{file}: {what}."]
-        types = _types(file)
+        types = _types(file, archive)
     except UnpicklingError:
         return [
             f"{file}: the weights cannot be read: damaged, or holding more than tensors, which could run code; "
@@ -243,10 +235,10 @@ def _file_problems(file: Path) -> list[str]:
     return [f"{file}: {len(strange)} weights are no floats ({key} is {type_}); give a checkpoint in 16 or 32 bits."]
 
 
-def _types(file: Path) -> dict[str, str]:
+def _types(file: Path, archive: bool) -> dict[str, str]:
     """The tensors' types by name, as safetensors calls them."""
     if file.suffix == ".bin":
-        tensors = torch.load(file, map_location="meta", weights_only=True)
+        tensors = torch.load(file, map_location="meta", weights_only=True, mmap=archive)
         return {key: _NAMES.get(tensor.dtype, str(tensor.dtype)) for key, tensor in tensors.items()}
     with safe_open(file, framework="pt") as stream:
         return {key: stream.get_slice(key).get_dtype() for key in stream.keys()}  # noqa: SIM118

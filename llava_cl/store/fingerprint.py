@@ -64,17 +64,28 @@ def model_files(folder: Path, run_format: int = FORMAT) -> set[Path]:
     found = {file for file in folder.iterdir() if file.suffix in _MODEL_SUFFIXES and not file.is_dir()}
     if run_format == 1:
         return found
-    problems = []
     for index in (file for pattern in _INDICES for file in folder.glob(pattern)):
-        names = read_json(index, "weight_map")["weight_map"]
-        for name in set(names.values()) if isinstance(names, dict) else {None}:
-            if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
-                problems.append(f"{index}: weight_map names {shown(name)}, which is no file below its folder.")
-            elif (folder / name).is_file():  # what is missing may be of another layout, or is told on loading
-                found.add(folder / name)
+        # What is missing may be of another layout, or is told on loading.
+        found |= {file for file in indexed_files(index) if file.is_file()}
+    return found | {file for pattern in _MODEL_NAMES for file in folder.glob(pattern)}
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The files of weights that an index names.
+
+    Raises:
+        InputError: it is no index, names none, or one outside its folder.
+    """
+    names = read_json(index, "weight_map")["weight_map"]
+    named = set(names.values()) if isinstance(names, dict) and names else {None}
+    problems = [
+        f"{index}: weight_map names {shown(name)}, which is no file below its folder."
+        for name in named
+        if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts
+    ]
     if problems:
         raise InputError(*problems)
-    return found | {file for pattern in _MODEL_NAMES for file in folder.glob(pattern)}
+    return sorted(index.parent / str(name) for name in named)
 
 
 def fingerprint_pictures(pictures: Mapping[str, Path]) -> str:
