@@ -26,8 +26,7 @@ from llava_cl.errors import InputError, LlavaClError
 from llava_cl.models.contract import ImageSpec
 from llava_cl.parsing import foreign, shown
 from llava_cl.store import read_json
-from llava_cl.store.fingerprint import indexed_files
-from llava_cl.store.fingerprint import model_files
+from llava_cl.store.fingerprint import indexed_files, model_files
 
 _LISTED = 10
 _LONGEST = 300
