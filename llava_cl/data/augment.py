@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava_cl.data.images import normalise, resize_and_crop
+from llava_cl.data.images import normalise, resize_and_crop, to_rgb
 from llava_cl.errors import InputError
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -70,7 +70,7 @@ class Augmented:
             torch.default_generator.manual_seed(
                 int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
             )
-            augmented = self._transform(image.convert("RGB"))
+            augmented = self._transform(to_rgb(image))
         return torch.from_numpy(normalise(augmented, *self._normalisation))
 
 

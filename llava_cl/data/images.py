@@ -8,15 +8,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from llava_cl.errors import InputError
-from llava_cl.parsing import shown
+from llava_cl.listing import other_spelling
+from llava_cl.parsing import foreign, shown
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_SIDE = 16_384
-"""Longest side of an image file in pixels: padded to a square, a larger one takes over 800 MB."""
+"""Longest side of an image file in pixels."""
+_ROWS = 1024
+"""Rows that are resized at once."""
+_THIN = 64
+"""A longer side of so many shorter ones is cut before it is resized to a given shorter side."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Formats that are read, by Pillow's names; its other readers are little used, and that of EPS starts a program."""
 
@@ -31,17 +36,23 @@ def preprocess_image(
     """Pad to a square with the mean colour, resize bicubically, scale to [0, 1] and normalise.
 
     Args:
-        image: any mode; converted to RGB (transparency is dropped, not blended). EXIF orientation is not applied.
+        image: any mode; converted to RGB (transparency is dropped, not blended, and of 16 bits the upper eight are
+            kept). EXIF orientation is not applied.
         size: side of the result in pixels.
         mean, std: per channel, of values in [0, 1].
 
     Returns:
         float32 `[3, size, size]`, channels R, G, B.
     """
-    square = _pad_to_square(image.convert("RGB"), tuple(int(255 * channel) for channel in mean))
-    if square.size != (size, size):
-        square = square.resize((size, size), Image.Resampling.BICUBIC)
-    return normalise(square, mean, std)
+    return normalise(_padded(to_rgb(image), size, tuple(int(255 * channel) for channel in mean)), mean, std)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB, of 16 bits the upper eight."""
+    if image.mode.startswith("I"):
+        # Pillow would make every value above 255 white.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def resize_and_crop(
@@ -50,7 +61,7 @@ def resize_and_crop(
     """Resize an image and cut a square out of its centre, as torchvision's Resize and CenterCrop do.
 
     Args:
-        image: any mode; converted to RGB.
+        image: any mode; converted to RGB. Of a very long and thin one the ends, which are cut off, are not resized.
         size: side of the square in pixels.
         resize: the short side's new length, the ratio of the sides kept; or height and width. At least `size`.
         resampling: how pixels are computed.
@@ -58,10 +69,14 @@ def resize_and_crop(
     width, height = image.size
     if isinstance(resize, int):
         short = min(width, height)
+        if width > _THIN * short or height > _THIN * short:
+            left, top = (max(0, side - _THIN * short) // 2 for side in image.size)
+            image = image.crop((left, top, width - left, height - top))
+            width, height = image.size
         target = (int(resize * width / short), int(resize * height / short))
     else:
         target = (resize[1], resize[0])
-    resized = image.convert("RGB").resize(target, resampling)
+    resized = to_rgb(image).resize(target, resampling)
     left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
     return resized.crop((left, top, left + size, top + size))
 
@@ -77,7 +92,7 @@ def load_image(path: str, root: Path) -> Image.Image:
     """Decode the image file `root / path` completely.
 
     Args:
-        path: relative to `root`, as in a record.
+        path: relative to `root`, as in a record, or absolute.
         root: the data set's image folder. A path that leaves it, also through a symbolic link, is refused.
 
     Returns:
@@ -87,17 +102,14 @@ def load_image(path: str, root: Path) -> Image.Image:
         InputError: the file is missing, outside `root`, larger than `MAX_SIDE`, of a kind that is not read, or damaged.
     """
     with _opened(path, root) as image:
-        if image.mode.startswith("I"):
-            # Pillow would make every value above 255 white.
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert("RGB")
+        return to_rgb(image)
 
 
 def load_thumbnail(path: str, root: Path, side: int) -> Image.Image:
     """The image at most `side` pixels wide and high; takes and raises what `load_image` does."""
     with _opened(path, root) as image:
         image.draft(None, (2 * side, 2 * side))  # a JPEG is decoded at a fraction of its size
-        small = image.convert("RGB")
+        small = to_rgb(image)
     small.thumbnail((side, side))
     return small
 
@@ -113,6 +125,7 @@ def check_image(path: str, root: Path) -> None:
 def _opened(path: str, root: Path) -> Iterator[Image.Image]:
     """An image file, opened but not decoded yet; what is wrong with it is an InputError, also inside the block."""
     file = resolve_image(path, root)
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # what another library may have asked for
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # below its error, the limit is MAX_SIDE
@@ -128,14 +141,19 @@ def _opened(path: str, root: Path) -> Iterator[Image.Image]:
                         f"image {file} has values of 32 bits, whose black and white nothing states: save it with 8 or "
                         "16 bits"
                     )
+                if opened.format == "PNG":
+                    # The checksums of pixels, which decoding passes over.
+                    with Image.open(file, formats=("PNG",)) as whole:
+                        whole.verify()
                 yield opened
     except Image.DecompressionBombError as error:
         raise InputError(f"image {file} is too large ({error}): shrink it or remove its record") from error
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        kinds = ", ".join(FORMATS)
-        raise InputError(f"image {file} cannot be decoded: none of {kinds}, or damaged; replace it") from error
+        with file.open("rb") as stream:
+            what = foreign(stream.read(512)) or f"none of {', '.join(FORMATS)}, or damaged; replace it"
+        raise InputError(f"image {file} cannot be decoded: {what}") from error
     except Exception as error:  # what Pillow raises for damaged bytes is neither documented nor few
         raise InputError(f"image {file} cannot be decoded ({error}): replace the file or remove its record") from error
 
@@ -144,7 +162,7 @@ def resolve_image(path: str, root: Path) -> Path:
     """The file `root / path`, checked to lie inside `root` and to exist, without opening it.
 
     Raises:
-        InputError: `path` is absolute, leaves `root`, or names no file.
+        InputError: `path` leaves `root`, or names no file.
     """
     try:
         folder = Path(root).resolve()
@@ -152,21 +170,34 @@ def resolve_image(path: str, root: Path) -> Path:
         there = file.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a zero byte
         raise InputError(f"image path {shown(path)} in {root} is no path that can be used ({error})") from error
-    if Path(path).is_absolute() or not file.is_relative_to(folder):
+    if not file.is_relative_to(folder):
         raise InputError(
             f"image path {shown(path)} leaves the image folder {root}: give a path that stays in it, symbolic links "
             "included"
         )
     if not there:
-        raise InputError(f"image {file} does not exist: check the image folder and the record's path")
+        near = other_spelling(file)
+        raise InputError(f"image {file} does not exist: check the image folder and the record's path.{near}")
     return file
 
 
-def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+def _padded(image: Image.Image, size: int, colour: tuple[int, ...]) -> Image.Image:
+    """The image padded to a square and resized, of which Pillow does rows before columns, without making the square."""
     width, height = image.size
-    side = max(width, height)
-    if width == height:
-        return image
-    square = Image.new("RGB", (side, side), colour)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
+    side = max(image.size)
+    left, top = (side - width) // 2, (side - height) // 2
+    begin, end = 0, size
+    if side > 4096 and 16 * width < side:
+        # Columns of the result that the image does not reach have the colour; four more are within the filter's reach.
+        begin, end = max(0, left * size // side - 4), min(size, (left + width) * size // side + 5)
+    first, last = begin * side / size, end * side / size
+    edge = int(first)
+    rows_done = Image.new("RGB", (size, side), colour)
+    for row in range(0, height, _ROWS):
+        rows = min(_ROWS, height - row)
+        strip = Image.new("RGB", (min(side, int(last) + 1) - edge, rows), colour)
+        strip.paste(image.crop((0, row, width, row + rows)), (left - edge, 0))
+        box = (first - edge, 0, last - edge, rows)
+        resized = strip.resize((end - begin, rows), Image.Resampling.BICUBIC, box)
+        rows_done.paste(resized, (begin, top + row))
+    return rows_done.resize((size, size), Image.Resampling.BICUBIC)
