@@ -74,8 +74,8 @@ def run(
         raise typer.Exit(InputError.exit_code if plan["missing"] else 0)
     with (
         LiveDisplay(console) as display,
-        LivePage(launch.output) as page,
-        Tracking(resolved, launch.output) as tracking,
+        LivePage(launch.output, note=display.note) as page,
+        Tracking(resolved, launch.output, display.note) as tracking,
     ):
 
         def after_stage(_: RunDirectory) -> None:
@@ -232,8 +232,10 @@ def report(
     ] = False,
 ) -> None:
     """Rewrite a run's HTML report, or compare several runs on one page."""
+    from llava_cl.logging import setup_logging
     from llava_cl.report import compare_runs, export_run, write_report
 
+    setup_logging(level=logging.WARNING)
     files = [write_report(run_dirs[0]) if len(run_dirs) == 1 else compare_runs(run_dirs, output)]
     if export:
         files += [file for run_dir in run_dirs for file in export_run(run_dir)]

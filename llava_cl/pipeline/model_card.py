@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 
 from llava_cl import __version__
 from llava_cl.config import RunConfig
-from llava_cl.pipeline.results import collect_results
+from llava_cl.pipeline.results import config_results
 from llava_cl.store import RunDirectory, StageDirectory, file_hash, write_text
 
 CARD = "README.md"
@@ -31,7 +31,7 @@ def write_card(
         layout: the format that was exported.
     """
     manifest = run.recorded("base", "data")
-    metrics = collect_results(config, [each for each in stages if each.committed])
+    metrics = config_results(config, [each for each in stages if each.committed])
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     stage = len(stages) - 1
     learned = [task.name for task in config.benchmark.tasks[:stage]]

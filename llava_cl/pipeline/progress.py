@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llava_cl.store import append_jsonl
+
 _SECONDS_BETWEEN_EVENTS = 0.3
 
 
@@ -44,8 +46,7 @@ class ProgressWriter:
     def _write(self, event: Event) -> None:
         self._last = time.monotonic()
         if self._file is not None:
-            with self._file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(asdict(event)) + "\n")
+            append_jsonl(self._file, asdict(event))
 
 
 class ProgressReader:

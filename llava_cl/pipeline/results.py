@@ -17,16 +17,28 @@ Scores = dict[str, dict[str, Any]]
 
 def write_results(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Rewrites `metrics.json` and `accuracy_matrix.csv` from the stages committed so far; returns the metrics."""
-    metrics = collect_results(config, [stage for stage in (run.stage(0), *run.stages()) if stage.committed])
+    metrics = config_results(config, [stage for stage in (run.stage(0), *run.stages()) if stage.committed])
     write_json(run.metrics, metrics)
     write_text(run.matrix, matrix_csv(metrics))
     return metrics
 
 
-def collect_results(config: RunConfig, committed: Sequence[StageDirectory]) -> dict[str, Any]:
-    """The metrics of some committed stages, from their records and files."""
-    tasks = [task.name for task in config.benchmark.tasks]
-    probes = [task.name for task in config.benchmark.probes]
+def config_results(config: RunConfig, committed: Sequence[StageDirectory]) -> dict[str, Any]:
+    """The metrics of some committed stages of a configuration's stream."""
+    tasks, probes = ([task.name for task in part] for part in (config.benchmark.tasks, config.benchmark.probes))
+    return collect_results(committed, tasks, probes, seen=config.benchmark.evaluate == "seen")
+
+
+def collect_results(
+    committed: Sequence[StageDirectory], tasks: list[str], probes: list[str], *, seen: bool
+) -> dict[str, Any]:
+    """The metrics of some committed stages, from their records and files.
+
+    Args:
+        committed: the stages.
+        tasks, probes: names of the stream's tasks and probes.
+        seen: whether classes of all tasks seen so far compete.
+    """
     done = [stage for stage in committed if stage.stage]
     scored = {stage.stage: stage.facts("score") for stage in committed}
     scores: dict[int, Scores] = {stage: facts["scores"] for stage, facts in scored.items() if facts is not None}
@@ -43,17 +55,17 @@ def collect_results(config: RunConfig, committed: Sequence[StageDirectory]) -> d
             "rows": [_row(scores.get(stage.stage, {}), probes, "score") for stage in committed],
         },
         "majority": _majority(scores.values()),
-        "summary": _summary(config, scores[done[-1].stage], done, matrix) if done else None,
+        "summary": _summary(scores[done[-1].stage], done, matrix, seen=seen) if done else None,
         "stages": [_stage_facts(stage) for stage in committed],
     }
 
 
 def _summary(
-    config: RunConfig, scores: Scores, done: list[StageDirectory], matrix: list[list[float | None]]
+    scores: Scores, done: list[StageDirectory], matrix: list[list[float | None]], *, seen: bool
 ) -> dict[str, float | None]:
     square = [row[: len(done)] for row in matrix]
     summary = summarize(square)
-    if config.benchmark.evaluate == "seen":
+    if seen:
         classes = class_incremental(square, [scores[stage.task]["items"] for stage in done])
         summary |= {"LastAll": classes.last, "AAA": classes.average}
     return summary

@@ -10,7 +10,7 @@ from llava_cl.report.curves import stage_panels
 from llava_cl.report.differences import difference_section, run_title
 from llava_cl.report.document import document, section
 from llava_cl.report.heatmap import colour_top, heat_cells, heat_row, heat_table
-from llava_cl.report.load import RunRecord, load_run
+from llava_cl.report.load import RunRecord, load_run, verified, warn
 from llava_cl.report.svg import Point
 from llava_cl.report.tables import plain_table
 from llava_cl.report.text import LOWER_IS_BETTER, escape, mean, metric, percent, shown
@@ -31,7 +31,8 @@ def compare_runs(run_dirs: list[Path], to: Path) -> Path:
     problems: list[str] = []
     for directory in run_dirs:
         try:
-            records.append(load_run(Path(directory)))
+            records.append(verified(load_run(Path(directory))))
+            warn(records[-1])
         except InputError as error:
             problems += error.problems
     if problems:

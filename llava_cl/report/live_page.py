@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from llava_cl.pipeline.orchestrator import Watcher
@@ -10,7 +12,10 @@ from llava_cl.pipeline.progress import Event
 from llava_cl.report.load import load_run
 from llava_cl.report.page import render_page
 from llava_cl.report.timeline import timeline
+from llava_cl.report.watchers import Noted
 from llava_cl.store import write_text
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 20
 """Between two versions of the page; more where it takes long to write."""
@@ -26,9 +31,11 @@ class LivePage(Watcher):
     Args:
         run_dir: the run directory.
         seconds: between two versions of the page while a stage goes on.
+        note: told what keeps a page from being written, and what is wrong with the run's files.
     """
 
-    def __init__(self, run_dir: Path, seconds: float = SECONDS) -> None:
+    def __init__(self, run_dir: Path, seconds: float = SECONDS, note: Callable[[str], object] = logger.warning) -> None:
+        self._noted = Noted(note)
         self._run_dir = run_dir
         self._seconds = seconds
         self._status = ""
@@ -59,12 +66,16 @@ class LivePage(Watcher):
         self._write(SECONDS)
 
     def _write(self, refresh: int | None) -> None:
-        record = load_run(self._run_dir)
-        if self._answers is None:
-            self._answers = timeline(record)  # they change with the stages alone, and take the most time
         begin = time.monotonic()
-        status = self._status if refresh else ""
-        page = render_page(record, answers=self._answers, status=status, refresh=refresh)
-        write_text(self._run_dir / "report" / "index.html", page)
+        with self._noted.failing("the report is not up to date"):
+            record = load_run(self._run_dir)
+            for problem in record.problems:
+                self._noted.tell(problem)
+            if self._answers is None:
+                self._answers = timeline(record)  # they change with the stages alone, and take the most time
+                begin = time.monotonic()
+            status = self._status if refresh else ""
+            page = render_page(record, answers=self._answers, status=status, refresh=refresh)
+            write_text(self._run_dir / "report" / "index.html", page)
         now = time.monotonic()
         self._next = now + max(self._seconds, (now - begin) / MOST_OF_THE_TIME)

@@ -8,7 +8,7 @@ from llava_cl.report.basis import basis_panels
 from llava_cl.report.curves import columns_over_stages, loss_panel, stage_panels
 from llava_cl.report.document import document, panels, section
 from llava_cl.report.heatmap import accuracy_table
-from llava_cl.report.load import RunRecord, load_run
+from llava_cl.report.load import RunRecord, load_run, verified, warn
 from llava_cl.report.schema import first_probed
 from llava_cl.report.tables import cost_table, metrics_table, score_table, settings_table
 from llava_cl.report.text import duration, escape, mean, metric, percent, signed
@@ -27,9 +27,10 @@ def write_report(run_dir: Path) -> Path:
         Its path.
 
     Raises:
-        InputError: a file of the run is missing or does not follow its schema.
+        InputError: `run.json` is missing or does not follow its schema. What else is wrong stands in the page.
     """
-    record = load_run(Path(run_dir))
+    record = verified(load_run(Path(run_dir)))
+    warn(record)
     page = record.directory / "report" / "index.html"
     write_text(page, render_page(record, answers=timeline(record)))
     return page
@@ -45,7 +46,13 @@ def render_page(record: RunRecord, *, answers: str = "", status: str = "", refre
         refresh: see `document`.
     """
     parts = (_metrics, _curves, _retention, _bases, _losses, _costs, _settings)
-    body = [_headline(record, status), _accuracy(record), _answers(answers), *(part(record) for part in parts)]
+    body = [
+        _headline(record, status),
+        _damage(record),
+        _accuracy(record),
+        _answers(answers),
+        *(part(record) for part in parts),
+    ]
     return document(f"{record.run.name}: {record.state}", "".join(body), refresh)
 
 
@@ -68,6 +75,14 @@ def _headline(record: RunRecord, status: str) -> str:
         f'{_tiles(record)}<p class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in facts)}</p>'
         "</header>\n"
     )
+
+
+def _damage(record: RunRecord) -> str:
+    if not record.problems:
+        return ""
+    listed = "".join(f"<li>{escape(problem)}</li>" for problem in record.problems)
+    note = "Files of the run were changed, cannot be read, or belong to another run: do not rely on what is shown here."
+    return section("Damaged", f'<ul class="damage">{listed}</ul>', note)
 
 
 def _progress(record: RunRecord, number: int) -> str:

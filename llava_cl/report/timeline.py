@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
+from llava_cl.errors import InputError
 from llava_cl.report.histories import Fate, History, Said, TaskHistory, read_histories
 from llava_cl.report.load import RunRecord
 from llava_cl.report.questions import Question, Questions
@@ -20,7 +21,10 @@ _CLASSES = {fate: fate.name.lower() for fate in Fate}
 
 def timeline(record: RunRecord) -> str:
     """One part for each task, with filters; empty before the first evaluation. All texts are escaped."""
-    histories = read_histories(record)
+    try:
+        histories = read_histories(record)
+    except InputError as error:
+        return f'<p class="note">Not shown: {escape("; ".join(error.problems))}</p>'
     if not histories:
         return ""
     questions = Questions(record)

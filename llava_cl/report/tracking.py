@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from llava_cl.config import RunConfig
+from llava_cl.errors import InputError
 from llava_cl.pipeline.orchestrator import Watcher
 from llava_cl.pipeline.progress import Event
 from llava_cl.report.load import RunRecord, StageRecord, load_run
 from llava_cl.report.schema import Metrics, first_probed
 from llava_cl.report.sinks import SINKS, Sink, chosen_sinks
 from llava_cl.report.text import mean
-from llava_cl.store import read_json, write_json
+from llava_cl.report.watchers import Noted
+from llava_cl.store import write_json
+
+logger = logging.getLogger(__name__)
+_PLACES = TypeAdapter(dict[str, tuple[int, int]])
 
 SECONDS = 10
 """Between two looks at the training under way."""
@@ -27,12 +36,14 @@ class Tracking(Watcher):
     Args:
         config: the run's configuration.
         run_dir: the run directory.
+        note: told what keeps curves from being written.
 
     Raises:
         InputError: a package that the configuration asks for is not installed.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, note: Callable[[str], object] = logger.warning) -> None:
+        self._noted = Noted(note)
         self._run_dir = run_dir
         self._sinks: dict[str, Sink | None] = dict.fromkeys(chosen_sinks(config.report_to))
         self._next = 0.0
@@ -43,11 +54,12 @@ class Tracking(Watcher):
     def __exit__(self, *_: object) -> None:
         for sink in self._sinks.values():
             if sink is not None:
-                sink.close()
+                with self._noted.failing("curves are incomplete"):
+                    sink.close()
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:
-        """Opens what curves are written to, so that a problem with it is told before anything is spent."""
-        self.update()
+        """Opens what curves are written to, so that a setting that is wrong is told before anything is spent."""
+        self._update(InputError)
 
     def event(self, event: Event) -> None:
         """Logs the training under way, now and then."""
@@ -57,19 +69,32 @@ class Tracking(Watcher):
 
     def update(self) -> None:
         """Logs what is new: steps of trainings, and results of stages."""
-        if not self._sinks:
-            return
-        record = load_run(self._run_dir)
-        for name, sink in self._sinks.items():
-            file = self._run_dir / "logs" / "tracked.json"
-            places = read_json(file) if file.is_file() else {}
-            stage, step = places.get(name, (0, 0))
-            if sink is None:
-                sink = self._sinks[name] = SINKS[name](record)
-            place = _log_new(record, sink, stage, step)
-            sink.flush()
-            if place != (stage, step):
-                write_json(file, {**places, name: place})
+        self._update()
+
+    def _update(self, *fatal: type[Exception]) -> None:
+        for name in self._sinks:
+            with self._noted.failing("curves are incomplete", *fatal):
+                record = load_run(self._run_dir)
+                sink = self._sinks[name] = self._sinks[name] or SINKS[name](record)
+                places = self._places()
+                place = _log_new(record, sink, *places.get(name, (0, 0)))
+                sink.flush()
+                if place != places.get(name, (0, 0)):
+                    write_json(self._file, {**places, name: place})
+
+    @property
+    def _file(self) -> Path:
+        return self._run_dir / "logs" / "tracked.json"
+
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """How far each sink is: stage and step."""
+        try:
+            return _PLACES.validate_json(self._file.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValidationError):
+            self._noted.tell(f"{self._file}: cannot be read; curves are written again from their beginning")
+            return {}
 
 
 def _log_new(record: RunRecord, sink: Sink, stage: int, step: int) -> tuple[int, int]:

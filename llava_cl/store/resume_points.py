@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from llava_cl.errors import InputError
-from llava_cl.store.files import file_hash, read_json, verify_files, write_json
+from llava_cl.store.files import file_hash, read_record, verify_files, write_json
 
 logger = logging.getLogger(__name__)
 
 _RECORD = "complete.json"
-_FOLDERS = "checkpoint-*"
 
 
 def record(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -25,7 +24,7 @@ def record(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def resume_steps(folder: Path) -> list[int]:
     """The optimizer steps, in order, after which there is a complete resume point below `folder`."""
-    return sorted(_step(mark.parent) for mark in folder.glob(f"{_FOLDERS}/{_RECORD}"))
+    return sorted(step for step, point in _points(folder) if (point / _RECORD).is_file())
 
 
 def newest(folder: Path, facts: Mapping[str, Any]) -> Path | None:
@@ -33,18 +32,29 @@ def newest(folder: Path, facts: Mapping[str, Any]) -> Path | None:
 
     An older one, or none, gives the same result, only later.
     """
-    for point in sorted(folder.glob(_FOLDERS), key=_step, reverse=True):
+    for _, point in sorted(_points(folder), reverse=True):
         try:
-            content = read_json(point / _RECORD)
+            if point.is_symlink():
+                raise InputError(f"{point}: is a link")
+            content = read_record(point / _RECORD, "facts")
             verify_files(point, content["files"])
         except InputError as error:
-            logger.warning("%s; this resume point is not used", error)
-            shutil.rmtree(point)
+            logger.warning("%s; this resume point is not used", str(error).removesuffix("."))
+            if point.is_dir() and not point.is_symlink():
+                shutil.rmtree(point)
+            else:
+                point.unlink()
             continue
         if content["facts"] == dict(facts):
             return point
     return None
 
 
-def _step(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
+def _points(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Steps and places of what is called as a resume point is; of the rest it is said that it is none."""
+    for point in folder.glob("checkpoint-*"):
+        step = point.name.removeprefix("checkpoint-")
+        if step.isascii() and step.isdecimal():
+            yield int(step), point
+        else:
+            logger.warning("%s: is no resume point and not used", point)

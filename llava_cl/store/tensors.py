@@ -31,6 +31,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
+        path.open("rb").close()  # safetensors says of every file it may not read that there is none
         with safe_open(path, framework="pt") as stream:
             yield stream
     except (OSError, SafetensorError) as error:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from report_runs import commit, write_json
 
+from llava_cl.pipeline.results import collect_results
 from llava_cl.report.histories import choose, fate
 from llava_cl.store import RunDirectory
 
@@ -53,7 +54,8 @@ def write_answered_run(
         {"name": task, "train": "0.json", "test": f"{number}.json", "images": "images", "scorer": scorer}
         for number, task in enumerate(tasks)
     ]
-    RunDirectory(run, ()).record(manifest(data, entries))
+    directory = RunDirectory(run, tasks)
+    directory.record(manifest(data, entries))
     every = range(done + 1)
     texts = [[[answer(stage, t, i) for i in range(questions)] for t in range(len(tasks))] for stage in every]
     points = [
@@ -73,14 +75,17 @@ def write_answered_run(
             task: {
                 "scorer": scorer,
                 "score": matrix[stage][number],
+                "strict_score": None,
+                "majority": None,
                 "items": questions,
                 "credits": {f"q{i}": value for i, value in enumerate(points[stage][number])},
             }
             for number, task in enumerate(tasks)
         }
         write_json(_folder(run, stage, tasks) / "scores.json", {"scores": scores})
-        commit(_folder(run, stage, tasks))
-    write_json(run / "metrics.json", {"format": 1, "tasks": list(tasks), "matrix": matrix[1:], "base_row": matrix[0]})
+        commit(directory.stage(stage), scores)
+    done_stages = [directory.stage(stage) for stage in every]
+    write_json(run / "metrics.json", collect_results(done_stages, list(tasks), [], seen=False))
     return run
 
 
@@ -101,6 +106,8 @@ def manifest(data: Path, tasks: Sequence[dict[str, Any]], **benchmark: Any) -> d
         },
         "environment": {},
         "base": {"path": "/nowhere", "sha256": "00" * 32},
+        "identity": {},
+        "data": {},
         "benchmark": "made",
         "method": "keeplora",
         "tasks": [task["name"] for task in tasks],

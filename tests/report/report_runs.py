@@ -7,6 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from llava_cl.evaluation.metrics import summarize
+from llava_cl.store import RunDirectory, StageDirectory, save_tensors
+
 TASKS = ["ImageNet-R", "ArxivQA", "VizWiz", "IconQA", "CLEVR-Math", "Flickr30k"]
 BASE = [16.27, 53.73, 38.39, 19.2, 20.63, 41.88]
 MATRIX = [
@@ -20,11 +23,11 @@ MATRIX = [
 PROBES = ["captions", "yes or no", "counting", "colours"]
 SUMMARY = {
     "Last": 74.16,
-    "Average": 61.74,
-    "Transfer": 37.29,
+    "Average": 62.2,
+    "Transfer": 38.89,
     "MFT": 75.81,
     "MFN": 74.16,
-    "MAA": 82.52,
+    "MAA": 82.91,
     "BWT": -1.98,
     "BWT_T": -1.65,
     "Forgetting": 1.98,
@@ -46,6 +49,8 @@ def write_run(root: Path, done: int, *, name: str = "ucit_keeplora", tasks: list
         },
         "environment": {"python": "3.11.9", "torch": "2.13.0", "deepspeed": None},
         "base": {"path": "/models/llava-1.5-7b", "sha256": "5f2c" * 16},
+        "identity": {},
+        "data": {},
         "benchmark": "UCIT",
         "method": "keeplora",
         "tasks": tasks,
@@ -53,32 +58,31 @@ def write_run(root: Path, done: int, *, name: str = "ucit_keeplora", tasks: list
         "seed": 42,
         "ranks": 8,
     }
-    write_json(root / "run.json", run)
+    directory = RunDirectory(root, tasks)
+    directory.record(run)
     write_json(root / "metrics.json", metrics(done, tasks))
-    commit(root / "stages" / "00-base")
-    for number in range(1, done + 1):
-        folder = root / "stages" / f"{number:02d}-{tasks[number - 1].replace('/', '_')}"
-        write_log(folder, 200 * number)
-        write_json(folder / "scores.json", {"scores": scores(number, tasks)})
-        commit(folder)
+    for stage in (directory.stage(0), *directory.stages()[:done]):
+        probed = zip(PROBES, metrics(done)["probes"]["rows"][stage.stage], strict=True)
+        found = {name: score(value) for name, value in probed} | scores(stage.stage, tasks)
+        if stage.stage:
+            write_log(stage.path, 200 * stage.stage)
+        write_json(stage.scores, {"scores": scores(stage.stage, tasks)} if stage.stage else {"scores": {}})
+        commit(stage, found)
     if 0 < done < len(tasks):
-        write_log(root / "stages" / f"{done + 1:02d}-{tasks[done].replace('/', '_')}", 90)
+        write_log(directory.stage(done + 1).path, 90)
     return root
 
 
 def scores(stage: int, tasks: list[str]) -> dict[str, Any]:
     """The scores of a stage, of one question a task."""
-    return {
-        task: {
-            "scorer": "exact",
-            "score": MATRIX[stage - 1][index],
-            "strict_score": None,
-            "items": 3000,
-            "metrics": {"CIDEr": 51.2} if index == 2 else {},
-            "credits": {"q1": 1.0},
-        }
-        for index, task in enumerate(tasks)
-    }
+    row = MATRIX[stage - 1] if stage else BASE
+    return {task: score(row[index], {"CIDEr": 51.2} if index == 2 else {}) for index, task in enumerate(tasks)}
+
+
+def score(value: float, parts: dict[str, float] | None = None) -> dict[str, Any]:
+    """The score of one task."""
+    known = {"scorer": "exact", "score": value, "strict_score": None, "items": 3000, "majority": None}
+    return {**known, "metrics": parts or {}, "credits": {"q1": 1.0}}
 
 
 def metrics(done: int, tasks: list[str] | None = None) -> dict[str, Any]:
@@ -94,7 +98,7 @@ def metrics(done: int, tasks: list[str] | None = None) -> dict[str, Any]:
             "names": PROBES,
             "rows": [[71 - 1.3 * stage, 83 - 0.4 * stage, 48.5 - 2.6 * stage, 66.0] for stage in range(done + 1)],
         },
-        "summary": SUMMARY if done else None,
+        "summary": summarize([row[:done] for row in MATRIX[:done]]) if done else None,
         "majority": {task: 12.5 + index for index, task in enumerate(tasks)},
         "stages": [stage_cost(number, tasks[number - 1]) for number in range(1, done + 1)],
     }
@@ -138,9 +142,14 @@ def write_log(folder: Path, steps: int) -> None:
     (folder / "train_log.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def commit(folder: Path) -> None:
-    """Mark a stage as done."""
-    write_json(folder / "stage.json", {"format": 1})
+def commit(stage: StageDirectory, scores: dict[str, Any]) -> None:
+    """Mark a stage as done, with what its record says of its scores."""
+    save_tensors(stage.subspace, {}, {"layers": {}})
+    write_json(stage.timings, {"seconds": {}, "peak_memory_bytes": 1})
+    stage.record_step("train", [file for file in (stage.train_log, stage.subspace) if file.exists()])
+    facts = {task: {name: own for name, own in score.items() if name != "credits"} for task, score in scores.items()}
+    stage.record_step("score", [stage.scores], scores=facts)
+    stage.commit()
 
 
 def write_json(path: Path, content: object) -> None:

@@ -18,7 +18,8 @@ def cells_of(html: str, run: str) -> list[str]:
     return re.findall(r"<td.*?</td>", row.group())
 
 
-def test_runs_side_by_side(tmp_path: Path) -> None:
+def test_runs_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_cl.report.compare.verified", lambda record: record)  # the metrics are made up
     first = write_run(tmp_path / "a", 6, name="first")
     second = write_run(tmp_path / "b", 6, name="second")
     summary = {**SUMMARY, "MFN": 80.0, "BWT": -3.0, "Forgetting": 0.5, "MAA": None}

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from llava_cl.cli import app
 from llava_cl.errors import RunError
-from llava_cl.report import export_run, write_report
+from llava_cl.report import export_run, load_run, write_report
+from llava_cl.report.export import export_record
 
 
 def rows_of(file: Path) -> list[list[str]]:
@@ -62,7 +63,7 @@ def test_latex_is_balanced_and_escaped(tmp_path: Path) -> None:
     content = metrics(2, tasks)
     content["matrix"][1][0] = None
     write_json(run / "metrics.json", content)
-    export_run(run)
+    export_record(load_run(run))
     text = (run / "report" / "accuracy_matrix.tex").read_text()
     assert r"50\%\_a\&b\#1 \{x\}" in text
     assert r"\textbackslash{}input\{y\}" in text
@@ -70,13 +71,13 @@ def test_latex_is_balanced_and_escaped(tmp_path: Path) -> None:
     assert [len(re.findall(r"(?<!\\)&", line)) for line in body] == [7, 7, 7]
     assert re.findall(r"\\textbf\{(.*?)\}", text) == ["91.07", "93.80"]
     assert body[2].split(" & ")[1] == "--"
-    assert r"$-$1.98" in (run / "report" / "metrics.tex").read_text()
+    assert r"$-$0.54" in (run / "report" / "metrics.tex").read_text()
 
 
 def test_nothing_is_written_before_the_first_stage(tmp_path: Path) -> None:
     run = write_run(tmp_path, 0)
     (run / "metrics.json").write_text(json.dumps({"format": 1, "tasks": TASKS}))
-    assert export_run(run) == []
+    assert export_record(load_run(run)) == []
     assert not (run / "report").exists()
 
 

@@ -9,7 +9,7 @@ from report_runs import BASE, MATRIX, TASKS, metrics, write_json, write_run
 
 from llava_cl.errors import InputError
 from llava_cl.report import load_run
-from llava_cl.report.load import parse_metrics
+from llava_cl.report.load import parse_metrics, verified
 
 
 def test_full_run_is_read_as_written(tmp_path: Path) -> None:
@@ -63,31 +63,45 @@ def test_not_a_run_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["run.json", "metrics.json", "stages/02-ArxivQA/scores.json"])
 @pytest.mark.parametrize("content", [b"", b'{"format": 1, ', b"\xff\xfe", b"[]", b"{}"])
 def test_corrupt_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    """Without run.json there is nothing to show; without others the rest is."""
     write_run(tmp_path, 2)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=re.escape(str(tmp_path / name))):
-        load_run(tmp_path)
+    if name == "run.json":
+        with pytest.raises(InputError, match=re.escape(str(tmp_path / name))):
+            load_run(tmp_path)
+        return
+    record = load_run(tmp_path)
+    assert all(problem.startswith(f"{tmp_path / name}: ") for problem in record.problems)
+    assert record.problems
+    assert record.state == "stage 3 of 6 under way, damaged"
+    assert bool(record.metrics.matrix) == (name != "metrics.json")
+    assert record.scores_stage == (2 if name == "metrics.json" else 1)
 
 
 def test_corrupt_log_line_is_named_with_its_number(tmp_path: Path) -> None:
     write_run(tmp_path, 2)
     log = tmp_path / "stages" / "01-ImageNet-R" / "train_log.jsonl"
     log.write_text('{"step": 1, "loss": 2.5}\n{"step": 2}\n{"step": 3, "loss": 2.0}\n')
-    with pytest.raises(InputError, match=re.escape(str(log)) + ", line 2: field loss"):
-        load_run(tmp_path)
+    record = load_run(tmp_path)
+    assert record.problems == (f"{log}, line 2: field loss: field required",)
+    assert list(record.stages[1].losses) == [1]
+    log.unlink()
+    log.mkdir()
+    assert load_run(tmp_path).problems == (f"{log}: cannot be read (Is a directory)",)
 
 
 def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     write_run(tmp_path, 2)
     run = json.loads((tmp_path / "run.json").read_text())
+    write_json(tmp_path / "metrics.json", {**metrics(2), "matrix": [[1.0, float("nan"), 3, 4, 5, 6]], "stages": 1})
+    assert re.findall(r"field [a-z.0-9]+", "\n".join(load_run(tmp_path).problems)) == [
+        "field matrix.0.1",
+        "field stages",
+    ]
     write_json(tmp_path / "run.json", {**run, "format": 3, "ranks": "many"})
-    write_json(tmp_path / "metrics.json", {**metrics(2), "matrix": [[1.0, float("nan"), 3, 4, 5, 6]]})
     with pytest.raises(InputError) as caught:
         load_run(tmp_path)
-    found = "\n".join(caught.value.problems)
-    assert "field format" in found
-    assert "field ranks" in found
-    assert "field matrix.0.1" in found
+    assert re.findall(r"field [a-z]+", str(caught.value)) == ["field format", "field ranks"]
 
 
 @pytest.mark.parametrize(
@@ -105,15 +119,19 @@ def test_tables_of_the_wrong_shape(change: dict[str, object], field: str) -> Non
         parse_metrics({**metrics(1), **change})
 
 
-def test_metrics_of_another_run_are_refused(tmp_path: Path) -> None:
+def test_metrics_of_another_run_are_not_shown(tmp_path: Path) -> None:
     write_run(tmp_path, 0)
     write_json(tmp_path / "metrics.json", metrics(0, TASKS[::-1]))
-    with pytest.raises(InputError, match=r"not the tasks of run\.json"):
-        load_run(tmp_path)
+    record = load_run(tmp_path)
+    assert record.problems == (f"{tmp_path / 'metrics.json'}: field tasks: not the tasks of run.json",)
+    assert record.metrics.base_row is None
 
 
-def test_two_folders_of_one_stage_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["02-Other", "01-backup", "02-ArxivQA.bak", "99-x", "notes.txt"])
+def test_what_is_no_stage_is_left_alone(tmp_path: Path, name: str) -> None:
     write_run(tmp_path, 2)
-    (tmp_path / "stages" / "02-Other").mkdir()
-    with pytest.raises(InputError, match="stage 2 has several folders"):
-        load_run(tmp_path)
+    before = load_run(tmp_path)
+    (tmp_path / "stages" / name).mkdir()
+    (tmp_path / "stages" / name / "scores.json").write_text("{")
+    assert load_run(tmp_path) == before
+    assert verified(before).problems == ()

@@ -129,7 +129,7 @@ def test_page_is_cheap(tmp_path: Path) -> None:
 def test_old_page_stays_where_the_run_cannot_be_read(tmp_path: Path) -> None:
     page = write_report(write_run(tmp_path, 0))
     before = page.read_bytes()
-    (tmp_path / "metrics.json").write_text("{")
-    with pytest.raises(InputError, match=r"metrics\.json"):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run\.json"):
         write_report(tmp_path)
     assert page.read_bytes() == before

@@ -79,6 +79,7 @@ def _named(folder: Path, name: str) -> Path:
 
 
 def test_a_hostile_folder_and_name_pass_an_ascii_console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_cl.report.page.verified", lambda record: record)
     run = _named(write_run(tmp_path / HOSTILE.replace("/", "|"), 2), HOSTILE[:-1])
     code, out, err = _main(monkeypatch, "report", str(run))
     assert (code, err) == (0, b"")

@@ -10,7 +10,7 @@ import pytest
 from answered_runs import manifest, reference, write_answered_run, write_predictions
 from PIL import Image
 from report_html import check_page
-from report_runs import commit, write_json
+from report_runs import write_json
 
 from llava_cl.report import load_run, write_report
 from llava_cl.report.histories import MOST_QUESTIONS, PER_TASK, Fate, fate, read_histories
@@ -149,7 +149,7 @@ def test_classes_are_called_by_their_names(tmp_path: Path) -> None:
     credits = {"0/x.png": 0.0, "1/x.png": 1.0}
     score = {"scorer": "exact", "score": 50.0, "items": 2, "credits": credits}
     write_json(folder / "scores.json", {"scores": {"Birds": score}})
-    commit(folder)
+    write_json(folder / "stage.json", {})
     html = timeline(load_run(run))
     assert "<span>reference</span> <bdi>wren</bdi>" in html
     assert html.count("<p><bdi>owl</bdi></p>") == 2

@@ -51,7 +51,7 @@ def test_results_and_training_of_every_stage(tmp_path: Path) -> None:
     found = scalars(run)
     assert same(found["loss/01-ImageNet-R"], logged(run, "01-ImageNet-R"))
     assert same(found["accuracy/VizWiz"], [(0, 38.39), *((stage + 1, row[2]) for stage, row in enumerate(MATRIX))])
-    assert same(found["metric/MFN"], [(6, 74.16)])
+    assert same(found["metric/MFN"], [(6, sum(MATRIX[-1]) / 6)])
     assert [step for step, _ in found["probe/captions"]] == list(range(7))
     assert same(found["seconds/train"], [(stage, 1840.0 * stage) for stage in range(1, 7)])
     assert same(found["memory/peak_GiB"], [(stage, 61 + stage / 2) for stage in range(1, 7)])

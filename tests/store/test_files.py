@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import math
@@ -14,7 +15,16 @@ import pytest
 import torch
 
 from llava_cl.errors import InputError, RunError
-from llava_cl.store import file_hash, read_json, read_jsonl, save_tensors, write_json, write_jsonl, write_text
+from llava_cl.store import (
+    append_jsonl,
+    file_hash,
+    read_json,
+    read_jsonl,
+    save_tensors,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from llava_cl.store.files import atomic_path
 
 
@@ -110,7 +120,7 @@ def test_blank_lines_at_the_end_of_jsonl_are_allowed(end: str, tmp_path: Path) -
 @pytest.mark.parametrize("read", [read_json, read_jsonl])
 @pytest.mark.parametrize(
     ("content", "named"),
-    [(None, "cannot be read"), (b'{"a": 1}\n{"a"', "not valid JSON|line 2"), (b"\xff\xfe", r"is not UTF-8 \(byte 0\)")],
+    [(None, "cannot be read"), (b'{"a": 1}\n{"a"', "not valid JSON|line 2"), (b"\xff{", r"is not UTF-8 \(byte 0\)")],
 )
 def test_what_cannot_be_read_is_named(
     tmp_path: Path, read: Callable[[Path], Any], content: bytes | None, named: str
@@ -134,3 +144,32 @@ def test_file_hash_is_sha256_of_the_bytes(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000  # more than one block
     (tmp_path / "file").write_bytes(content)
     assert file_hash(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("half", [b"", b'{"step": 2, "lo', b'{"step": 2}', b"\xff\x00"])
+@pytest.mark.parametrize("lines", [b"", b'{"step": 1}\n'])
+def test_a_half_line_is_cut_off_before_the_next_is_added(tmp_path: Path, lines: bytes, half: bytes) -> None:
+    file = tmp_path / "logs" / "log.jsonl"
+    file.parent.mkdir()
+    file.write_bytes(lines + half)
+    append_jsonl(file, {"step": 2, "what": "é"})
+    append_jsonl(file, {"step": 3})
+    assert file.read_bytes() == lines + '{"step": 2, "what": "é"}\n{"step": 3}\n'.encode()
+
+
+def test_a_full_disk_while_a_line_is_added_is_told_and_mended(small_file_system: Path) -> None:
+    file, filler = small_file_system / "log.jsonl", small_file_system / "filler"
+    append_jsonl(file, {"step": 1})
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+    with pytest.raises(RunError, match=r"log\.jsonl: cannot be written \(No space left on device\)"):
+        for step in range(2, 4000):
+            append_jsonl(file, {"step": step, "loss": 1.5})
+    filler.unlink()
+    complete = file.read_bytes().count(b"\n")
+    assert complete > 1
+    append_jsonl(file, {"step": "next"})
+    rows = read_jsonl(file)
+    assert len(rows) == complete + 1
+    assert rows[-1] == {"step": "next"}
