@@ -175,7 +175,8 @@ def orthonormal(columns: Tensor) -> Tensor:
     if columns.shape[1] <= columns.shape[0]:
         overlaps = columns.T @ columns
         overlaps.diagonal().sub_(1)
-        if overlaps.norm() <= LOST_ORTHONORMALITY:
+        # In the root of the mean over the columns, so that rounding adds up to nothing in a large basis.
+        if overlaps.norm() <= LOST_ORTHONORMALITY * columns.shape[1] ** 0.5:
             return columns
     left, values, _ = torch.linalg.svd(columns.double(), full_matrices=False)
     return left[:, values > NOISE_FLOOR * float(values.norm())].float()
