@@ -11,23 +11,13 @@ from llava_cl.config.section import Many, Section
 from llava_cl.errors import InputError
 from llava_cl.parsing import near_miss
 
-_NOT_IDENTITY = (
-    ("", "name"),
-    ("", "data_root"),
-    ("", "distributed"),
-    ("", "unmatched_limit"),
-    ("", "report_to"),
-    ("model", "path"),
-    ("model", "vision_tower"),
-    ("model", "attention"),
-    ("training", "micro_batch"),
-    ("training", "workers"),
-    ("training", "checkpoint_every"),
-    ("training", "gradient_checkpointing"),
-    ("measurement", "batch_size"),
-    ("measurement", "sums"),
-    ("evaluation", "batch_size"),
-)
+_NOT_IDENTITY = {
+    "model": ("path", "vision_tower", "attention"),
+    "training": ("micro_batch", "workers", "checkpoint_every", "gradient_checkpointing"),
+    "measurement": ("batch_size", "sums"),
+    "evaluation": ("batch_size",),
+    "benchmark": ("aliases",),
+}
 
 
 class ModelConfig(Section):
@@ -225,9 +215,11 @@ class RunConfig(Section):
     def identity(self) -> dict[str, Any]:
         """What of it a run's result depends on: all but the name, places, and what changes speed or memory alone."""
         content = self.model_dump(mode="json")
-        for section, key in _NOT_IDENTITY:
-            del (content[section] if section else content)[key]
-        del content["benchmark"]["aliases"]
+        for key in ("name", "data_root", "distributed", "unmatched_limit", "report_to"):
+            del content[key]
+        for section, keys in _NOT_IDENTITY.items():
+            for key in keys:
+                del content[section][key]
         for task in (*content["benchmark"]["tasks"], *content["benchmark"]["probes"]):
             del task["records"]
         return content

@@ -75,14 +75,14 @@ def check_plan(config: RunConfig, ranks: int) -> None:
 def check_start(
     config: RunConfig, output: Path, asked: int | None, hostfile: Path | None, *, trains: bool = True
 ) -> tuple[int, list[str]]:
-    """Checks all but the records that can be known before a run, or an evaluation of one, spends anything.
+    """Checks all but the records that can be known before a run spends anything, or an evaluation of one.
 
     Args:
         config: the run's configuration.
         output: the run directory.
         asked: ranks on each node, as asked for on the command line.
         hostfile: of several nodes.
-        trains: also whether memory and disk hold a training.
+        trains: whether memory and disk must hold a training.
 
     Returns:
         The ranks to start on each node, and the nodes.
@@ -90,15 +90,10 @@ def check_start(
     Raises:
         InputError: everything that is wrong, at once.
     """
-    ranks, nodes = ranks_per_node(config.distributed.ranks, asked), []
-    try:
-        nodes = hosts(hostfile, ranks)
-    except InputError as error:
-        problems = [*error.problems]
-    else:
-        problems = []
-    total = ranks * max(len(nodes), 1)
-    problems += problems_of(check_gpu, lambda: _check_output(output), lambda: check_setup(config, total))
+    ranks = ranks_per_node(config.distributed.ranks, asked)
+    nodes: list[str] = []
+    problems = [*problems_of(lambda: nodes.extend(hosts(hostfile, ranks)), check_gpu, lambda: _check_output(output))]
+    problems += problems_of(lambda: check_setup(config, ranks * max(len(nodes), 1)))
     if trains and not problems:
         problems += problems_of(lambda: check_memory(config, ranks))
         if not RunDirectory(output, ()).begun:

@@ -12,8 +12,11 @@ from llava_cl.config import RunConfig, Section, checked
 from llava_cl.errors import InputError, problems_of
 from llava_cl.parsing import MAX_YAML_BYTES, parse_json, read_text
 
+_AUTO: Any = Literal["auto"]
 _Whole = Annotated[float, Field(ge=0, multiple_of=1)]
 _Floats = Literal["fp32", "fp16", "bf16"]
+_BF16: Any = dict[Literal["enabled"], bool | _AUTO]
+_DATA_TYPES: Any = dict[Literal["grad_accum_dtype"], _Floats]
 # fmt: off
 _FLAGS = (
     "contiguous_gradients", "reduce_scatter", "allgather_partitions", "overlap_comm", "round_robin_gradients",
@@ -27,9 +30,15 @@ _STAGE3_SIZES = (
     "prefetch_bucket_size", "param_persistence_threshold", "model_persistence_threshold", "max_live_parameters",
     "max_reuse_distance", "module_granularity_threshold",
 )
+_SWITCHES = (
+    "prescale_gradients", "wall_clock_breakdown", "memory_breakdown", "dump_state", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+)
 # fmt: on
-_RESULT = {"communication_data_type", "prescale_gradients", "gradient_predivide_factor", "data_types"}
-_RESULT_ZERO = {*_QUANTIZED, "zero_hpz_partition_size"}
+_RESULT = {
+    *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "data_types"),
+    *(*_QUANTIZED, "zero_hpz_partition_size"),
+}
 
 
 class _Offload(Section):
@@ -41,9 +50,9 @@ class _Offload(Section):
     fast_init: bool = False
 
 
-def _fields(names: tuple[str, ...], stage3: tuple[str, ...], kind: Any) -> dict[str, Any]:
-    """Settings of one type, or "auto"; DeepSpeed takes those of stage 3 under two names."""
-    return dict.fromkeys([*names, *stage3, *(f"stage3_{name}" for name in stage3)], (kind | Literal["auto"], "auto"))
+def _fields(kind: Any, names: tuple[str, ...], stage3: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Settings of one type; DeepSpeed takes those of stage 3 under two names."""
+    return dict.fromkeys([*names, *stage3, *(f"stage3_{name}" for name in stage3)], (kind, None))
 
 
 _Zero: Any = create_model(
@@ -53,52 +62,38 @@ _Zero: Any = create_model(
     offload_param=(_Offload | None, None),
     offload_optimizer=(_Offload | None, None),
     zero_hpz_partition_size=(Annotated[int, Field(ge=1)], 1),
-    **_fields(_FLAGS + _QUANTIZED, _STAGE3_FLAGS, bool),
-    **_fields(_SIZES, _STAGE3_SIZES, _Whole),
+    **_fields(bool | _AUTO, _FLAGS + _QUANTIZED, _STAGE3_FLAGS),
+    **_fields(_Whole | _AUTO, _SIZES, _STAGE3_SIZES),
 )
-
-
-class _Enabled(Section):
-    enabled: bool | Literal["auto"] = "auto"
 
 
 class _Off(Section, extra="ignore"):
     enabled: Literal[False, "auto"] = False
 
 
-class _GradientTypes(Section):
-    grad_accum_dtype: _Floats | None = None
-
-
-class _File(Section):
-    zero_optimization: _Zero = _Zero()
-    bf16: _Enabled = _Enabled()
-    fp16: _Off = _Off()
-    train_batch_size: int | Literal["auto"] = "auto"
-    train_micro_batch_size_per_gpu: int | Literal["auto"] = "auto"
-    gradient_accumulation_steps: int | Literal["auto"] = "auto"
-    gradient_clipping: float | Literal["auto"] = "auto"
-    communication_data_type: _Floats | None = None
-    prescale_gradients: bool = False
-    gradient_predivide_factor: Annotated[float, Field(gt=0)] = 1.0
-    data_types: _GradientTypes = _GradientTypes()
-    zero_allow_untested_optimizer: bool = False
-    zero_force_ds_cpu_optimizer: bool = False
-    steps_per_print: _Whole = 10
-    wall_clock_breakdown: bool = False
-    memory_breakdown: bool = False
-    dump_state: bool = False
-
-
 _DECIDED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-_OWN = {"optimizer": "AdamW with the weight decay of training.weight_decay", "scheduler": "training.scheduler"}
+_File: Any = create_model(
+    "_File",
+    __base__=Section,
+    zero_optimization=(_Zero, _Zero()),
+    fp16=(_Off, _Off()),
+    bf16=(_BF16, {}),
+    communication_data_type=(_Floats | None, None),
+    data_types=(_DATA_TYPES, {}),
+    gradient_predivide_factor=(Annotated[float, Field(gt=0)], 1.0),
+    steps_per_print=(_Whole, 10),
+    **_fields(int | _AUTO, _DECIDED[:3]),
+    **_fields(float | _AUTO, _DECIDED[3:]),
+    **_fields(bool, _SWITCHES),
+)
+_OWN = ("optimizer", "scheduler")
 
 
 def _read(path: Path) -> dict[str, Any]:
     content = parse_json(read_text(path, limit=MAX_YAML_BYTES), str(path), unique=True)
     problems = [
-        f"{path}: {key}: take this section out; the run file decides ({own})."
-        for key, own in _OWN.items()
+        f"{path}: {key}: take this section out; the run file decides (training.*)."
+        for key in _OWN
         if isinstance(content, dict) and content.pop(key, None) is not None
     ]
     problems += problems_of(lambda: checked(_File, content, lambda key: f"{path}: {key or 'the file'}"))
@@ -165,6 +160,5 @@ def result_settings(path: Path | None) -> dict[str, Any] | bool:
     if path is None:
         return False
     content = _read(path)
-    found = {key: value for key, value in content.items() if key in _RESULT}
-    found |= {key: value for key, value in content.get("zero_optimization", {}).items() if key in _RESULT_ZERO}
-    return {key: value for key, value in found.items() if value not in (None, "auto", False)}
+    found = {**content, **content.get("zero_optimization", {})}
+    return {key: value for key, value in found.items() if key in _RESULT and value not in ("auto", False)}
