@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +78,39 @@ def test_the_tables_say_at_which_rate(bench: Any) -> None:
         ["| sequential", "0.002"],
         ["| keeplora", "0.002"],
     ]
+
+
+def test_rates_are_chosen_on_validation_and_all_tables_are_written(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of invented runs, plain LoRA's best at 1e-3 and KeepLoRA's at 2e-4."""
+    best = {"sequential": 1e-3, "keeplora": 2e-4}
+
+    class Pool:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: Any) -> None: ...
+        def map(self, function: Any, *lists: Any) -> Any:
+            return map(function, *lists)
+
+    def run(job: Any, output: Path) -> dict[str, float]:
+        assert output == tmp_path
+        good = 90.0 - 1e4 * abs(job.learning_rate - best[job.method])
+        return dict.fromkeys(bench.METRICS["ucit"], good)
+
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(bench, "run", run)
+    arguments = ["--output", str(tmp_path), "--streams", "ucit", "--methods", *best, "--seeds", "42"]
+    monkeypatch.setattr(sys, "argv", ["playground_table.py", *arguments])
+    bench.main()
+    own, equal = (tmp_path / "table.md").read_text().split("\n\n")
+    assert [line.split(" | ")[:3] for line in own.splitlines()[2:]] == [
+        ["| sequential", "0.001", "90.0"],
+        ["| keeplora", "0.0002", "90.0"],
+    ]
+    assert len(equal.splitlines()) == 2 + 4
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert {row["split"] for row in rows} == {"validation", "test"}
+    assert {row["seed"] for row in rows if row["split"] == "test"} == {42}
