@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from llava_cl.config import RunConfig
 from llava_cl.errors import InputError
 from llava_cl.pipeline.export import export
 from llava_cl.pipeline.orchestrator import Launch, evaluate
+from llava_cl.report import load_run, write_report
+from llava_cl.report.load import verified
 from llava_cl.store import RunDirectory, read_json, write_json
 from runs import Silent, result_hashes, run_here, tiny_config
 
@@ -130,6 +133,13 @@ def test_every_command_that_computes_refuses(damaged: Path, config: RunConfig, t
         assert not (tmp_path / layout).exists()
     assert watcher.begun == []
     assert result_hashes(damaged) == before
+
+
+def test_the_report_tells_it(damaged: Path, run: Path) -> None:
+    assert verified(load_run(run)).problems == ()
+    problems = verified(load_run(damaged)).problems
+    assert re.search(SAID, "\n".join(problems))
+    assert "Damaged" in write_report(damaged).read_text()
 
 
 def test_a_card_is_made_of_the_stages_and_not_of_what_was_made_of_them(run: Path, tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ def test_it_is_shown(run: Path) -> None:
     result = CliRunner().invoke(app, ["report", str(run)])
     assert result.exit_code == 0, result.output
     page = (run / "report" / "index.html").read_text()
-    assert "stage 1 of 2 done" in page
+    assert "stage 1 of 2 done</title>" in page
+    assert "Damaged" not in page
     assert f"{before['matrix'][0][0]:.1f}" in page
 
 
