@@ -144,6 +144,7 @@ def learn(job: Job, stage: int) -> list[Path]:
             progress=report,
             stop=job.stop,
             ids=ids,
+            follows=directory.origin().digest,
         )
     job.facts["trained"] = {"samples": trained.samples, "tokens": trained.tokens}
     tensors = collect(adapted, factors, projector, train_a=job.methods.train_a)

@@ -63,7 +63,7 @@ class StageDirectory:
         self.path = path
         self.stage = stage
         self.task = task
-        self._origin = origin
+        self.origin = origin
         self.adapter = path / "adapter"
         self.moments = path / "moments.safetensors"
         self.initial_factors = path / "initial_factors.safetensors"
@@ -95,7 +95,7 @@ class StageDirectory:
     def record_step(self, step: str, files: Iterable[Path], **facts: Any) -> None:
         """Declares a step complete; call it after its files are written."""
         hashes = {str(file.relative_to(self.path)): file_hash(file) for file in sorted(files)}
-        known = {"format": FORMAT, "step": step, "files": hashes, "follows": self._origin().digest}
+        known = {"format": FORMAT, "step": step, "files": hashes, "follows": self.origin().digest}
         write_json(self._record(step), {**known, **facts})
 
     @property
@@ -124,7 +124,7 @@ class StageDirectory:
         if self.timings.is_file():
             files[self.timings.name] = file_hash(self.timings)
         known = {"format": FORMAT, "stage": self.stage, "task": self.task}
-        write_json(self.manifest, {**known, "files": files, "follows": self._origin().digest})
+        write_json(self.manifest, {**known, "files": files, "follows": self.origin().digest})
 
     def result(self) -> str:
         """Digest of a committed stage's result: its files but for records and timings, and what it was computed from.
@@ -167,7 +167,7 @@ class StageDirectory:
     def _verify(self, files: dict[str, str], follows: str | None) -> None:
         again = f"edo this stage and all later ones with --redo {self.stage}."
         verify_files(self.path, files, f". Restore it, or r{again}")
-        origin = self._origin()
+        origin = self.origin()
         if follows != origin.digest and (origin.told or follows is not None):
             raise InputError(
                 f"{self.path}: was computed after other earlier stages, or in another run, than those beside it. "

@@ -247,6 +247,7 @@ def train(
     penalty: Callable[[], torch.Tensor] | None = None,
     stop: StopRequest | None = None,
     ids: Sequence[int | str] | None = None,
+    follows: str = "",
 ) -> Trained:
     """Trains one stage, from its newest resume point if there is one.
 
@@ -265,6 +266,7 @@ def train(
         penalty: added to the loss of every optimizer step.
         stop: asked after every optimizer step; from the first step on requests are deferred.
         ids: the samples' ids by index, to name them; default the indices.
+        follows: what the stage is computed from; a resume point of another run is not used.
 
     Raises:
         RunError: the loss or the gradient is not finite or explodes, or no sample of a step has a label.
@@ -285,7 +287,7 @@ def train(
         deepspeed=deepspeed,
     )
 
-    facts = {"ranks": world.size, "zero": zero_stage(deepspeed)}
+    facts = {"ranks": world.size, "zero": zero_stage(deepspeed), "follows": follows}
 
     def named(step: int) -> str:
         return ", ".join(str(index if ids is None else ids[index]) for index in sampler.global_batch(step))

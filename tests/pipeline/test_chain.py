@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,13 @@ from llava_cl.pipeline.export import export
 from llava_cl.pipeline.orchestrator import Launch, evaluate
 from llava_cl.report import load_run, write_report
 from llava_cl.report.load import verified
-from llava_cl.store import RunDirectory, read_json, write_json
+from llava_cl.store import RunDirectory, read_json, resume_points, write_json
 from runs import Silent, result_hashes, run_here, tiny_config
+
+
+class Killed(BaseException):
+    """Stands for a kill signal."""
+
 
 FIRST, SECOND = "stages/01-Colour", "stages/02-Tone"
 
@@ -193,6 +199,31 @@ def test_two_exports_to_one_folder_do_not_mix(run: Path, tmp_path: Path, monkeyp
     assert len({*calls}) == 2
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 8, "that of two stages"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_resume_point_of_another_run_is_not_used(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = resume_points.record
+
+    def killed(*arguments: Any) -> None:
+        record(*arguments)
+        raise Killed
+
+    for name, seed in (("mine", 42), ("other", 7)):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(resume_points, "record", killed)
+            overrides = ("training.checkpoint_every=1", f"seed={seed}")
+            run_here(tiny_config(folder, tiny.run_content(folder), *overrides), tmp_path / name)
+    points = tmp_path / "mine" / FIRST / "checkpoints"
+    shutil.rmtree(points)
+    shutil.copytree(tmp_path / "other" / FIRST / "checkpoints", points)
+    assert resume_points.resume_steps(points) == [1]
+    run_here(tiny_config(folder, tiny.run_content(folder)), tmp_path / "mine", until=1)
+    expected = result_hashes(run)
+    assert {name: expected[name] for name in expected if not name.startswith(SECOND)} == result_hashes(
+        tmp_path / "mine"
+    )
 
 
 def test_the_chain_is_the_same_for_all(run: Path) -> None:
