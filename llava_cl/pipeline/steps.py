@@ -268,6 +268,7 @@ class _Known:
     adapters: dict[str, LoraFactors] = field(default_factory=dict)
 
     def layer(self, name: str, source: str) -> LayerStatistics:
+        adapter = self.adapters.get(name)
         return LayerStatistics(
             tasks=self.tasks,
             stream=self.stream,
@@ -275,7 +276,7 @@ class _Known:
             second_moment=self._here(self.measured.second_moments.get(source)),
             past_moment=self._here(self.past_moments.get(source)),
             mean_input=self._here(self.measured.mean_inputs.get(source)),
-            adapter=self.adapters.get(name),
+            adapter=LoraFactors(*map(self._here, adapter)) if adapter else None,
         )
 
     def _here(self, statistic: torch.Tensor | None) -> torch.Tensor | None:

@@ -106,7 +106,7 @@ def device_bytes(sums: Sequence[Sum], place: SumsPlace) -> int:
     """The most bytes of sums that a device holds at a time."""
     if place == "host":
         return 2 * max((item.bytes for item in sums), default=0)
-    return max(sum(item.bytes for item in group) for group in passes(sums, place))
+    return max((sum(item.bytes for item in group) for group in passes(sums, place)), default=0)
 
 
 def host_bytes(sums: Sequence[Sum]) -> int:

@@ -12,6 +12,7 @@ from llava_cl.data import QuestionRecord
 from llava_cl.evaluation import scorers
 from llava_cl.methods import contract
 from llava_cl.subspace import expand_basis
+from pretend_gpu import OnGpu, PretendGpu
 
 BLOCKS = (Path(__file__).parents[2] / "docs" / "extending.md").read_text().split("```python\n")[1:]
 SCORER, METHOD = (block.split("```")[0] for block in BLOCKS)
@@ -37,3 +38,7 @@ def test_the_method_stays_out_of_what_it_protects() -> None:
     free, held = (method.initialise((5, 8), 2, contract.LayerStatistics(), b, generator) for b in (None, basis))
     assert free.a.shape == (2, 8) and held.b.shape == (5, 2) and not held.b.any()
     assert (held.a @ basis).abs().max() < 1e-5 < (free.a @ basis).abs().max()
+    with PretendGpu():
+        moment = OnGpu(inputs.T @ inputs / 200)
+        there = method.protect(contract.LayerStatistics(tasks=1, second_moment=moment), None)
+        method.initialise((5, 8), 2, contract.LayerStatistics(), there, generator)

@@ -38,6 +38,11 @@ def test_bytes_on_the_device(place: SumsPlace, kilobytes: int) -> None:
     assert device_bytes(planned_sums(TARGETS, frozenset({"gradient", "second_moment"})), place) == kilobytes * 1000
 
 
+@pytest.mark.parametrize("place", ["device", "host", 0.5])
+def test_a_method_that_measures_nothing_takes_no_bytes(place: SumsPlace) -> None:
+    assert device_bytes([], place) == 0
+
+
 def test_bytes_of_sketches() -> None:
     planned = planned_sums(TARGETS, frozenset({"gradient"}), sketch_columns=10)
     columns, rows = 10, 21
