@@ -1,9 +1,9 @@
 """What a method is: the statistics it wants, how a layer's LoRA starts, and what it protects afterwards.
 
-Every call is about one layer, so that layers can be shared out over the ranks. The tensors that a method is given are
-on the rank's device, all on the same; only generators are the CPU's, so that what is drawn is the same for every device,
-and what is drawn must be moved to meet the others. What a method returns may be on any device. A new method is one file
-with one class and one options class, an entry in `_methods`, and a YAML below configs/methods.
+Every call is about one layer, so that layers can be shared out over the ranks. What a method is given is on the rank's
+device; only generators are the CPU's, so that what is drawn is the same for every device, and has to be moved to meet
+the rest. What it returns may be on any device. A new method is one file with one class and one options class, an entry
+in `_methods`, and a YAML below configs/methods.
 """
 
 from __future__ import annotations

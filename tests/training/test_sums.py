@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava_cl.models import LinearTarget
-from llava_cl.training.sums import DeviceSums, HostSums, SumsPlace, device_bytes, passes, planned_sums
+from llava_cl.training.sums import (
+    DeviceSums,
+    HostSums,
+    SumsPlace,
+    add_product,
+    device_bytes,
+    passes,
+    planned_sums,
+)
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 TARGETS = {
     "q": LinearTarget(nn.Linear(300, 200), "x"),
     "k": LinearTarget(nn.Linear(300, 200), "x"),
@@ -66,3 +82,125 @@ def test_sums_of_a_host_are_those_of_a_device() -> None:
     for key in "abc":
         assert torch.equal(places[0].take(key), places[1].take(key))
     assert not places[1].shapes()
+
+
+class _Streams:
+    """Streams of a GPU that is not there: what waits for what, and which operations run on which."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self.running = ["model"]
+        self.made = 0
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: _Stream(self))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "model")
+        monkeypatch.setattr(torch.cuda, "stream", self.on)
+
+    @contextlib.contextmanager
+    def on(self, stream: _Stream) -> Iterator[None]:
+        self.running.append(stream.name)
+        yield
+        self.running.pop()
+
+    def note(self, what: str) -> None:
+        self.log.append(f"{self.running[-1]}: {what}")
+
+
+class _Stream:
+    device = GPU
+
+    def __init__(self, streams: _Streams) -> None:
+        self._streams = streams
+        streams.made += 1
+        self.name = f"stream {streams.made}"
+
+    def wait_stream(self, other: str) -> None:
+        self._streams.log.append(f"{self.name} waits for {other}")
+
+    def synchronize(self) -> None:
+        self._streams.log.append(f"all wait for {self.name}")
+
+
+def test_sums_of_a_host_travel_on_two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On fake tensors of a GPU: where each sum is, and in which order it is brought, changed and taken back."""
+    streams = _Streams(monkeypatch)
+    copy, zeros, pinned = torch.Tensor.copy_, torch.zeros, []
+
+    def copied(self: torch.Tensor, other: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        streams.note(f"{other.device.type} to {self.device.type}{'' if non_blocking else ', blocking'}")
+        return copy(self, other, non_blocking=non_blocking)
+
+    def made(*shape: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        pinned.append(pin_memory)
+        return zeros(*shape, **options)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", copied)
+    monkeypatch.setattr(torch, "zeros", made)
+    with FakeTensorMode():
+        sums = HostSums(GPU)
+        for key, shape in (("a", (3, 4)), ("b", (5, 6)), ("c", (2, 2))):
+            sums.start(key, shape)
+        assert pinned == [True] * 3 and sums._sums["a"].device.type == "cpu"
+        streams.log.clear()
+        left, right = torch.empty(7, 3, device=GPU), torch.empty(7, 4, device=GPU)
+        held = weakref.ref(left)
+
+        def change(total: torch.Tensor, left: torch.Tensor = left) -> None:
+            assert total.device == GPU and total.shape == (3, 4)
+            streams.note("adds")
+            add_product(total, left, right)
+
+        sums.update("a", change)
+        del left, change
+        gc.collect()
+        assert held() is not None, "the stream may still read it"
+        sums.update("b", lambda total: streams.note("adds"))
+        sums.update("c", lambda total: streams.note("adds"))
+        gc.collect()
+        assert held() is None
+        travel = ("cpu to cuda", "adds", "cuda to cpu")
+        expected = []
+        for number in (1, 2, 1):
+            name = f"stream {number}"
+            expected += [f"all wait for {name}", f"{name} waits for model", *(f"{name}: {each}" for each in travel)]
+        assert streams.log == expected
+        streams.log.clear()
+        assert sums.take("b").device == GPU
+        assert streams.log[0] == "all wait for stream 2"
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "kernel"),
+    [
+        ((torch.bfloat16, torch.bfloat16), "aten.mm.dtype"),
+        ((torch.float32, torch.float32), "aten.addmm_.default"),
+        ((torch.bfloat16, torch.float32), "aten.addmm_.default"),
+    ],
+)
+def test_products_on_a_gpu(dtypes: tuple[torch.dtype, torch.dtype], kernel: str) -> None:
+    """Those of two bfloat16 matrices are not widened first, and their results are not rounded to bfloat16."""
+    with FakeTensorMode():
+        left, right = (torch.empty(7, size, device=GPU, dtype=own) for size, own in zip((3, 4), dtypes, strict=True))
+        total = torch.zeros(3, 4, device=GPU)
+        with _Kernels() as seen:
+            add_product(total, left, right)
+    products = [(name, result) for name, result in seen.results if "mm" in name]
+    assert products == [(kernel, torch.float32)]
+
+
+class _Kernels(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[tuple[str, torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.results += [(str(func), made.dtype)] if isinstance(made, torch.Tensor) else []
+        return made
+
+
+def test_sums_on_a_gpu_stay_there() -> None:
+    with FakeTensorMode():
+        sums = DeviceSums(GPU)
+        sums.start("a", (3, 4))
+        sums.update("a", lambda total: add_product(total, *(torch.empty(7, n, device=GPU) for n in (3, 4))))
+        assert sums.take("a").device == GPU
