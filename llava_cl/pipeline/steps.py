@@ -276,7 +276,7 @@ class _Known:
             second_moment=self._here(self.measured.second_moments.get(source)),
             past_moment=self._here(self.past_moments.get(source)),
             mean_input=self._here(self.measured.mean_inputs.get(source)),
-            adapter=LoraFactors(*map(self._here, adapter)) if adapter else None,
+            adapter=LoraFactors(*(factor.to(self.device) for factor in adapter)) if adapter else None,
         )
 
     def _here(self, statistic: torch.Tensor | None) -> torch.Tensor | None:

@@ -181,7 +181,7 @@ class _Visit:
         with self._running():
             if self._buffer.numel() < total.numel():
                 self._buffer = self._buffer.new_empty(total.numel())
-            part = self._buffer[: total.numel()].view(total.shape)
+            part = self._buffer.narrow(0, 0, total.numel()).view(total.shape)
             part.copy_(total, non_blocking=True)
             change(part)
             total.copy_(part, non_blocking=True)
