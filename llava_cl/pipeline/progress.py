@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -65,4 +66,8 @@ class ProgressReader:
             block = stream.read()
         complete = block[: block.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return [Event(**json.loads(line)) for line in complete.splitlines()]
+        events = []
+        for line in complete.splitlines():
+            with contextlib.suppress(ValueError, TypeError):  # it only shows, and the next one tells as much
+                events.append(Event(**json.loads(line)))
+        return events

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llava_cl.errors import InputError
 from llava_cl.report.figures import labelled_rows, write_figures
-from llava_cl.report.load import RunRecord, load_run, verified
+from llava_cl.report.load import load_run, verified
 from llava_cl.report.schema import Metrics, first_probed
 from llava_cl.report.text import mean, shown
 from llava_cl.store import write_text
@@ -39,11 +39,6 @@ def export_run(run_dir: Path) -> list[Path]:
     record = verified(load_run(Path(run_dir)))
     if record.problems:
         raise InputError(*record.problems)
-    return export_record(record)
-
-
-def export_record(record: RunRecord) -> list[Path]:
-    """The same for a run that has been read."""
     folder, metrics = record.directory / "report", record.metrics
     labels, rows = labelled_rows(metrics)
     if not rows:

@@ -40,14 +40,19 @@ def newest(folder: Path, facts: Mapping[str, Any]) -> Path | None:
             verify_files(point, content["files"])
         except InputError as error:
             logger.warning("%s; this resume point is not used", str(error).removesuffix("."))
-            if point.is_dir() and not point.is_symlink():
-                shutil.rmtree(point)
-            else:
-                point.unlink()
+            discard(point)
             continue
         if content["facts"] == dict(facts):
             return point
     return None
+
+
+def discard(path: Path) -> None:
+    """Removes a folder with all that is in it, or the file or link that is in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _points(folder: Path) -> Iterator[tuple[int, Path]]:

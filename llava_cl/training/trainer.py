@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,7 +308,7 @@ def train(
         resume = resume_points.newest(folder, facts)
         if resume is None:
             # Parts of resume points of another number of ranks must not mix with new ones.
-            shutil.rmtree(folder, ignore_errors=True)
+            resume_points.discard(folder)
     # One rank looks, so that no rank sees the folder while it is being emptied.
     resume = gather_objects(resume, world)[0]
     if plan.recompute:

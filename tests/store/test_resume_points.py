@@ -92,3 +92,19 @@ def test_points_are_newest_by_their_number_and_hold_for_their_facts(tmp_path: Pa
     ten = _point(tmp_path, 10)
     assert resume_points.newest(tmp_path, FACTS) == ten
     assert resume_points.newest(tmp_path, {**FACTS, "ranks": 2}) is None
+
+
+@pytest.mark.parametrize("place", ["folder", "file", "link", "dangling", "nothing"])
+def test_whatever_is_in_the_place_of_resume_points_is_discarded(tmp_path: Path, place: str) -> None:
+    elsewhere, path = tmp_path / "elsewhere", tmp_path / "checkpoints"
+    elsewhere.mkdir()
+    {
+        "folder": lambda: _point(path, 3),
+        "file": lambda: path.write_text("a file"),
+        "link": lambda: path.symlink_to(elsewhere),
+        "dangling": lambda: path.symlink_to(tmp_path / "gone"),
+        "nothing": lambda: None,
+    }[place]()
+    resume_points.newest(path, FACTS)
+    resume_points.discard(path)
+    assert sorted(tmp_path.iterdir()) == [elsewhere]
