@@ -88,10 +88,18 @@ def _last_rows(records: Sequence[RunRecord]) -> str:
         record.run.base.sha256: record.metrics.base_row for record in records if record.metrics.base_row is not None
     }
     named = [(f"base <small>{escape(sha256[:12])}</small>", row) for sha256, row in bases.items()]
-    named += [(run_title(record), record.metrics.matrix[-1]) for record in records if record.metrics.matrix]
+    named += [
+        (run_title(record) + _at(record), record.metrics.matrix[-1]) for record in records if record.metrics.matrix
+    ]
     top = colour_top([row for _, row in named])
     rows = [heat_row(title, heat_cells(row, top), percent(mean(row))) for title, row in named]
     return heat_table("run", records[0].run.tasks, "mean", rows, style="runs")
+
+
+def _at(record: RunRecord) -> str:
+    """After which stage a run is that goes on."""
+    stages, total = len(record.metrics.matrix), len(record.run.tasks)
+    return "" if stages == total else f" <small>after stage {stages} of {total}</small>"
 
 
 def _seen_means(record: RunRecord) -> list[Point]:

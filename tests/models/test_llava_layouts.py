@@ -260,6 +260,56 @@ def test_transformers_to_original_and_back_is_bit_equal(tmp_path: Path) -> None:
     assert _family(second).image_spec() == _family(first).image_spec()
 
 
+def test_the_layer_of_the_tower_is_the_checkpoints(tmp_path: Path) -> None:
+    """The published layer is -2, which is also what is taken where a checkpoint says nothing."""
+    own = _family(write_original(tmp_path / "a", mm_vision_select_layer=-1))
+    spec = own.image_spec()
+    ids = encode_prompt("What is this?", own.tokenizer(), image_token_id=spec.token_id, num_image_tokens=spec.tokens)
+    pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    reference = plain_model(VOCABULARY - 1)
+    reference.config.image_token_id = VOCABULARY - 1
+    expected = []
+    for layer in (-1, -2):
+        reference.config.vision_feature_layer = layer
+        swapped = [VOCABULARY - 1 if id_ == spec.token_id else id_ for id_ in ids]
+        expected.append(_logits(reference, swapped, pixels))
+    model = own.load(CPU)
+    assert torch.equal(_logits(model, ids, pixels)[..., :VOCABULARY], expected[0][..., :VOCABULARY])
+    assert not torch.equal(*expected)
+    for layout, key in (("hf", "vision_feature_layer"), ("llava", "mm_vision_select_layer")):
+        folder = tmp_path / layout
+        folder.mkdir()
+        own.save(own.load(CPU), folder, layout)
+        assert json.loads((folder / "config.json").read_text())[key] == -1
+    converted = tmp_path / "converted"
+    converted.mkdir()
+    again = _family(tmp_path / "hf")
+    again.save(again.load(CPU), converted, "llava")
+    assert json.loads((converted / "config.json").read_text())["mm_vision_select_layer"] == -1
+
+
+def test_an_export_never_answers_with_the_row_that_it_added(tmp_path: Path) -> None:
+    """The added row's logit is 0, which wins where all others are negative."""
+    own = _family(write_original(tmp_path / "a"))
+    model = own.load(CPU)
+    ids = own.tokenizer()("What is this?")["input_ids"]
+    with torch.no_grad():
+        hidden = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+        model.lm_head.weight.copy_(-hidden.expand_as(model.lm_head.weight))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    own.save(model, folder, "hf")
+    plain = LlavaForConditionalGeneration.from_pretrained(folder)
+    added = plain.config.image_token_index
+    assert added == VOCABULARY
+    logits = plain(input_ids=torch.tensor([ids])).logits[0, -1]
+    assert logits.argmax() == added
+    answer = plain.generate(
+        input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=1, do_sample=False
+    )
+    assert answer[0, -1] != added
+
+
 @pytest.mark.parametrize("write", [write_original, write_transformers], ids=["original", "transformers"])
 def test_plain_transformers_reads_an_export_and_answers_alike(write: Callable[..., Path], tmp_path: Path) -> None:
     own = _family(write(tmp_path / "a"))

@@ -45,6 +45,28 @@ def test_runs_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "90.5</td>" in html
 
 
+def test_names_are_no_markup_anywhere(tmp_path: Path) -> None:
+    names = {part: f'<i class="{part}">&"{part}' for part in ("name", "benchmark", "method")}
+    runs = [write_run(tmp_path / part, 6) for part in ('<i class="folder">', "b")]
+    for run in runs:
+        content = json.loads((run / "run.json").read_text())
+        write_json(run / "run.json", {**content, **names})
+    html = compare_runs(runs, tmp_path / "to.html").read_text(encoding="utf-8")
+    text = "\n".join(check_page(html).text)
+    for part in ("name", "benchmark", "method", "folder"):
+        assert f'<i class="{part}"' not in html
+        assert f'<i class="{part}"' in text, part
+    # Both runs' metrics and rows and curves, the second's differences, and the sentence about them.
+    assert text.count(names["name"]) == 8
+
+
+def test_a_row_of_a_run_under_way_says_its_stage(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a", 6, name="whole"), write_run(tmp_path / "b", 2, name="part")]
+    text = "\n".join(check_page(compare_runs(runs, tmp_path / "to.html").read_text(encoding="utf-8")).text)
+    assert text.count("after stage 2 of 6") == 1
+    assert "after stage 6 of 6" not in text
+
+
 def test_other_benchmarks_are_kept_apart(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", 6)
     second = write_run(tmp_path / "b", 6)

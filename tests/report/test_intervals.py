@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from answered_runs import reference, write_answered_run
 from report_html import check_page
 
 from llava_cl.report import compare_runs
-from llava_cl.report.intervals import mean_difference, paired_difference
+from llava_cl.report.intervals import Difference, mean_difference, paired_difference
 
 
 def resampled(differences: list[np.ndarray], resamples: int = 20_000) -> tuple[float, float]:
@@ -68,6 +69,33 @@ def test_mean_over_tasks_counts_every_task_alike() -> None:
     assert found.mean == pytest.approx(sum(each.mean() for each in differences) / 2)
     assert found.low == pytest.approx(low, abs=1.0)
     assert found.high == pytest.approx(high, abs=1.0)
+
+
+def test_tasks_are_resampled_independently() -> None:
+    """The mean of nine alike tasks has a third of the interval; with one stream for all it had the whole."""
+    values = (np.random.default_rng(4).random((2, 300)) < [[0.7], [0.5]]).astype(float)
+    pair = credits(values[0]), credits(values[1])
+    one, nine = paired_difference(*pair), mean_difference({f"task {number}": pair for number in range(9)})
+    assert one is not None and nine is not None
+    assert (nine.high - nine.low) * 3 == pytest.approx(one.high - one.low, rel=0.05)
+
+
+def test_a_task_has_the_stream_of_its_name() -> None:
+    """The same page is written by every process, whatever other tasks there are."""
+    ours, theirs = {"a": 1.0, "b": 0.5, "c": 1.0, "d": 0.0}, {"a": 0.0, "b": 0.5, "c": 1.0, "d": 0.5}
+    seed = int.from_bytes(hashlib.sha256(b"VizWiz").digest()[:8], "little")
+    generator, shares = np.random.default_rng(seed), [0.25, 0.5, 0.25]
+    drawn = np.concatenate([generator.multinomial(4, shares, size=500) @ [-50.0, 0.0, 100.0] for _ in range(20)]) / 4
+    found = mean_difference({"VizWiz": (ours, theirs)})
+    assert found == pytest.approx((12.5, *np.quantile(drawn, [0.025, 0.975])))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "clear"),
+    [(0.1, 2.0, True), (-2.0, -0.1, True), (-1.0, 1.0, False), (0.0, 2.0, False), (-2.0, 0.0, False)],
+)
+def test_clear_is_what_leaves_zero_out(low: float, high: float, clear: bool) -> None:
+    assert Difference(0.5, low, high).clear is clear
 
 
 def test_order_of_questions_and_calls_changes_nothing() -> None:
