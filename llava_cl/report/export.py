@@ -30,7 +30,7 @@ _ESCAPES = {
 def export_run(run_dir: Path) -> list[Path]:
     """Write what a paper needs into `run_dir/report`, once a stage is done; the files that were written.
 
-    `accuracy_matrix.{png,pdf,csv,tex}`, `curves.{png,pdf,csv}` (with the base's own questions) and
+    `accuracy_matrix.{png,pdf,tex}`, `accuracy_table.csv`, `curves.{png,pdf,csv}` (with the base's own questions) and
     `metrics.{csv,tex}`. The LaTeX tables need the package booktabs.
 
     Raises:
@@ -49,7 +49,7 @@ def export_run(run_dir: Path) -> list[Path]:
     summary = metrics.summary or {}
     names = [name for name in shown([summary]) if summary.get(name) is not None]
     content = {
-        "accuracy_matrix.csv": _csv(["after", *metrics.tasks, "seen so far"], table),
+        "accuracy_table.csv": _csv(["after", *metrics.tasks, "seen so far"], table),
         "accuracy_matrix.tex": _latex(
             "l" + "r" * (len(metrics.tasks) + 1),
             ["after", *metrics.tasks, "seen so far"],

@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -19,6 +19,8 @@ from llava_cl.store import atomic_path
 DPI = 144
 MUTED = "#6b7480"
 DASHES = ("-", "--", ":", "-.")
+PALETTE = LinearSegmentedColormap.from_list("page", ["#ffffff", "#6faac7"])
+"""From white to the deepest cell of the page (`--heat` at `--depth` in style.css); black is readable on all of it."""
 
 
 def write_figures(metrics: Metrics, folder: Path) -> list[Path]:
@@ -46,12 +48,10 @@ def matrix_figure(metrics: Metrics, labels: list[str], rows: list[Row]) -> Figur
     values = [[float("nan") if value is None else value for value in row] for row in rows]
     top = max((value for row in rows for value in row if value is not None), default=1.0)
     scale = Normalize(0, max(top, 1.0))
-    colours = colormaps["Blues"]
-    axes.imshow(values, cmap=colours, norm=scale, aspect="auto")
+    axes.imshow(values, cmap=PALETTE, norm=scale, aspect="auto")
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
-            colour = "black" if value is None else _readable_on(colours(scale(value)))
-            number = axes.text(j, i, percent(value), ha="center", va="center", fontsize=8, color=colour)
+            number = axes.text(j, i, percent(value), ha="center", va="center", fontsize=8)
             number.set_in_layout(False)  # laying out hundreds of numbers takes longer than drawing them
     offset = len(rows) - len(metrics.matrix)
     for stage in range(len(metrics.matrix)):
@@ -71,9 +71,9 @@ def curves_figure(metrics: Metrics, rows: list[Row]) -> Figure:
     panels = figure.subplots(1, 2 if beside else 1, sharey=True, squeeze=False)[0]
     first = len(metrics.matrix) - len(rows) + 1
     _curves(panels[0], metrics.tasks, rows, first, "Accuracy by task (percent)")
-    for number, row in enumerate(metrics.matrix):
+    for number, (row, colour) in enumerate(zip(metrics.matrix, _colours(len(metrics.tasks)), strict=False)):
         if row[number] is not None:
-            panels[0].plot(number + 1, row[number], "o", color=f"C{number % 10}", markersize=4)
+            panels[0].plot(number + 1, row[number], "o", color=colour, markersize=4)
     if beside:
         _curves(panels[1], probes.names, probes.rows, first_probed(metrics), "The base's own questions")
     return figure
@@ -89,10 +89,11 @@ def labelled_rows(metrics: Metrics) -> tuple[list[str], list[Row]]:
 
 def _curves(axes: Axes, names: list[str], rows: list[Row], first: int, title: str) -> None:
     stages = range(first, first + len(rows))
+    colours = _colours(len(names))
     for index, (name, column) in enumerate(zip(names, zip(*rows, strict=True), strict=True)):
         values = [float("nan") if value is None else value for value in column]
-        style = DASHES[index // 10 % len(DASHES)]
-        axes.plot(stages, values, style, color=f"C{index % 10}", linewidth=1.5, label=name)
+        style = DASHES[index % len(DASHES)]
+        axes.plot(stages, values, style, color=colours[index], linewidth=1.5, label=name)
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_xticks(stages, ["base" if stage == 0 else str(stage) for stage in stages], fontsize=8)
     axes.tick_params(labelsize=8, colors=MUTED)
@@ -108,11 +109,9 @@ def _frame(column: int, row: int) -> Rectangle:
     return Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, edgecolor="black", linewidth=1.2)
 
 
-def _readable_on(background: tuple[float, float, float, float]) -> str:
-    """Black or white, whichever contrasts more (WCAG 2 relative luminance) with an sRGB colour."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in background[:3]]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "black" if luminance > 0.179 else "white"
+def _colours(count: int) -> list[tuple[float, float, float, float]]:
+    """From dark to light, as people with any colour vision see them; neighbours have other dashes too."""
+    return [colormaps["cividis"](0.9 * index / max(count - 1, 1)) for index in range(count)]
 
 
 def _plain(axes: Axes) -> None:

@@ -13,6 +13,7 @@ from llava_cl.report.load import load_run
 from llava_cl.report.page import render_page
 from llava_cl.report.timeline import timeline
 from llava_cl.report.watchers import Noted
+from llava_cl.stopping import Stopped
 from llava_cl.store import write_text
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ MOST_OF_THE_TIME = 0.02
 class LivePage(Watcher):
     """Writes `report/index.html` of a run while it goes; a watcher of the run, and a context manager.
 
-    When the block ends well, the page is written for the last time, without the request to be read again.
+    When the block ends, the page is written for the last time, without the request to be read again, and says whether
+    the run was stopped or failed.
 
     Args:
         run_dir: the run directory.
@@ -45,9 +47,11 @@ class LivePage(Watcher):
     def __enter__(self) -> LivePage:
         return self
 
-    def __exit__(self, failure: object, *_: object) -> None:
-        if failure is None and (self._run_dir / "run.json").is_file():
-            self._write(None)
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        # What fails before a stage may not be this run's.
+        if (failure is None or self._next) and (self._run_dir / "run.json").is_file():
+            ended = "" if failure is None else "stopped" if issubclass(failure, Stopped) else "failed"
+            self._write(None, ended)
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """A stage's job starts."""
@@ -65,7 +69,7 @@ class LivePage(Watcher):
         self._answers, self._status = None, ""
         self._write(SECONDS)
 
-    def _write(self, refresh: int | None) -> None:
+    def _write(self, refresh: int | None, ended: str = "") -> None:
         begin = time.monotonic()
         with self._noted.failing("the report is not up to date"):
             record = load_run(self._run_dir)
@@ -75,7 +79,7 @@ class LivePage(Watcher):
                 self._answers = timeline(record)  # they change with the stages alone, and take the most time
                 begin = time.monotonic()
             status = self._status if refresh else ""
-            page = render_page(record, answers=self._answers, status=status, refresh=refresh)
+            page = render_page(record, answers=self._answers, status=status, ended=ended, refresh=refresh)
             write_text(self._run_dir / "report" / "index.html", page)
         now = time.monotonic()
         self._next = now + max(self._seconds, (now - begin) / MOST_OF_THE_TIME)

@@ -36,27 +36,33 @@ def write_report(run_dir: Path) -> Path:
     return page
 
 
-def render_page(record: RunRecord, *, answers: str = "", status: str = "", refresh: int | None = None) -> str:
+def render_page(
+    record: RunRecord, *, answers: str = "", status: str = "", ended: str = "", refresh: int | None = None
+) -> str:
     """The whole page as HTML.
 
     Args:
         record: the run.
         answers: what `timeline` made of it.
         status: what the stage under way is at.
+        ended: how a run ended that was not to end there, "stopped" or "failed".
         refresh: see `document`.
     """
+    state = record.state
+    if ended:
+        state = state.replace("under way", ended) if record.current is not None else f"{state}, then {ended}"
     parts = (_metrics, _curves, _retention, _bases, _losses, _costs, _settings)
     body = [
-        _headline(record, status),
+        _headline(record, f"{state}: {status}" if status else state),
         _damage(record),
         _accuracy(record),
         _answers(answers),
         *(part(record) for part in parts),
     ]
-    return document(f"{record.run.name}: {record.state}", "".join(body), refresh)
+    return document(f"{record.run.name}: {state}", "".join(body), refresh)
 
 
-def _headline(record: RunRecord, status: str) -> str:
+def _headline(record: RunRecord, state: str) -> str:
     run = record.run
     pips = "".join(
         f'<li class="{_progress(record, number)}" title="{escape(task)}"><span>{number}</span> {escape(task)}</li>'
@@ -68,10 +74,10 @@ def _headline(record: RunRecord, status: str) -> str:
         f"{run.ranks} rank{'s' if run.ranks > 1 else ''}",
         f"started {run.started:%Y-%m-%d %H:%M}",
     )
-    state = record.state[0].upper() + record.state[1:] + (f": {status}" if status else "")
+    state = escape(state[0].upper() + state[1:])
     return (
         f'<header><p class="over">{escape(run.method)} on {escape(run.benchmark)}</p>'
-        f'<h1>{escape(run.name)}</h1><p class="state">{escape(state)}</p><ol class="pips">{pips}</ol>'
+        f'<h1>{escape(run.name)}</h1><p class="state">{state}</p><ol class="pips">{pips}</ol>'
         f'{_tiles(record)}<p class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in facts)}</p>'
         "</header>\n"
     )

@@ -31,7 +31,8 @@ def test_command_writes_everything(tmp_path: Path) -> None:
     assert done.exit_code == 0
     names = sorted(file.name for file in (run / "report").iterdir())
     assert names == [
-        *(f"accuracy_matrix.{kind}" for kind in ("csv", "pdf", "png", "tex")),
+        *(f"accuracy_matrix.{kind}" for kind in ("pdf", "png", "tex")),
+        "accuracy_table.csv",
         *(f"curves.{kind}" for kind in ("csv", "pdf", "png")),
         "index.html",
         "metrics.csv",
@@ -43,7 +44,7 @@ def test_command_writes_everything(tmp_path: Path) -> None:
 def test_csv_holds_the_numbers(tmp_path: Path) -> None:
     run = write_run(tmp_path, 6)
     export_run(run)
-    header, base, *rows = rows_of(run / "report" / "accuracy_matrix.csv")
+    header, base, *rows = rows_of(run / "report" / "accuracy_table.csv")
     assert header == ["after", *TASKS, "seen so far"]
     assert base == ["base", *(f"{value:.2f}" for value in BASE), ""]
     assert [[float(value) for value in row[1:-1]] for row in rows] == MATRIX

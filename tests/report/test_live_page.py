@@ -13,6 +13,7 @@ from report_runs import write_log
 from llava_cl.pipeline.progress import Event
 from llava_cl.report import live_page, write_report
 from llava_cl.report.live_page import LivePage
+from llava_cl.stopping import Stopped
 
 TASKS = ["Shapes", "Tones"]
 
@@ -65,13 +66,29 @@ def test_answers_are_read_again_when_a_stage_is_done(tmp_path: Path, unhurried: 
     assert "said after 2" in text_of(run)
 
 
-def test_a_failed_run_leaves_its_last_page(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [(RuntimeError(), "failed"), (Stopped(2, "stopped"), "stopped"), (KeyboardInterrupt(), "failed")],
+)
+def test_a_run_that_ends_early_says_so(tmp_path: Path, failure: BaseException, said: str) -> None:
     run = write_answered_run(tmp_path, TASKS, 4, lambda stage, task, i: reference(task, i), stages=1)
-    with pytest.raises(RuntimeError), LivePage(run) as page:
-        page.stage_begins(2, "Tones", 2)
-        before = text_of(run)
+    for begun, state in ((False, f"Stage 1 of 2 done, then {said}"), (True, f"Stage 2 of 2 {said}")):
+        with pytest.raises(type(failure)), LivePage(run) as page:
+            page.stage_begins(2, "Tones", 2)
+            if begun:
+                write_log(run / "stages" / "02-Tones", 7)
+            raise failure
+        html = text_of(run)
+        assert f'<p class="state">{state}</p>' in html
+        assert 'data-refresh="' not in html
+
+
+def test_what_fails_before_a_stage_leaves_the_page(tmp_path: Path) -> None:
+    """The folder can hold another run."""
+    run = write_answered_run(tmp_path, TASKS, 4, lambda stage, task, i: reference(task, i), stages=1)
+    with pytest.raises(RuntimeError), LivePage(run):
         raise RuntimeError
-    assert text_of(run) == before
+    assert not (run / "report").exists()
 
 
 def test_nothing_is_written_where_there_is_no_run(tmp_path: Path) -> None:
