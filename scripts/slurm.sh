@@ -6,6 +6,7 @@
 #SBATCH --job-name=llava-cl
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue
+#SBATCH --signal=B:TERM@180
 #SBATCH --output=llava-cl-%j.log
 set -euo pipefail
 if [ $# -lt 1 ] || [ -z "${SLURM_JOB_NODELIST:-}" ] || [ -z "${SLURM_GPUS_ON_NODE:-}" ]; then
@@ -13,7 +14,10 @@ if [ $# -lt 1 ] || [ -z "${SLURM_JOB_NODELIST:-}" ] || [ -z "${SLURM_GPUS_ON_NOD
     exit 2
 fi
 hostfile=$(mktemp)
-trap 'rm -f "$hostfile"' EXIT
 scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=$SLURM_GPUS_ON_NODE/" > "$hostfile"
-# SLURM runs a copy of this file, so the project is where the job was submitted.
-bash "$SLURM_SUBMIT_DIR/scripts/train_stream.sh" "$@" --hostfile "$hostfile" --nproc "$SLURM_GPUS_ON_NODE"
+# Read by its descriptor, because after exec no shell is left to remove it.
+exec 200< "$hostfile"
+rm "$hostfile"
+# SLURM signals this process, which must be the command. It runs a copy of this file, so the project is where the job was
+# submitted.
+exec bash "$SLURM_SUBMIT_DIR/scripts/train_stream.sh" "$@" --hostfile /dev/fd/200 --nproc "$SLURM_GPUS_ON_NODE"

@@ -110,12 +110,29 @@ def test_a_slurm_job_writes_the_hostfile_of_its_nodes(clone: Path) -> None:
         '#!/bin/sh\n[ "$*" = "show hostnames n[1-2]" ] && printf "n1\\nn2\\n"\n'
     )
     llava = clone.parent / "bin" / "llava-cl"
-    llava.write_text(f'{RECORDER}while [ "$1" != --hostfile ]; do shift; done\ncat "$2"\n')
+    llava.write_text(f'{RECORDER}while [ "$1" != --hostfile ]; do shift; done\ncat "$2" "$2"\n')
     slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_GPUS_ON_NODE": "4", "SLURM_SUBMIT_DIR": str(clone)}
-    done = run(clone, "slurm.sh", "ucit", "--until", "1", **slurm)
+    temporary = clone.parent / "temporary"
+    temporary.mkdir()
+    done = run(clone, "slurm.sh", "ucit", "--until", "1", **slurm, TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("n1 slots=4\nn2 slots=4\n")
+    assert done.stdout.endswith(2 * "n1 slots=4\nn2 slots=4\n")
     (call,) = calls(clone, "llava-cl")
     assert call[2:5] == ["--until", "1", "--hostfile"] and call[6:] == ["--nproc", "4"]
-    assert not Path(call[5]).exists()
+    assert not list(temporary.iterdir())
     assert run(clone, "slurm.sh", "ucit").returncode == 2
+
+
+def test_a_script_that_starts_a_run_becomes_the_command(clone: Path) -> None:
+    """So that what a cluster or a terminal sends to the script reaches the command, some time before the job's end."""
+    (clone.parent / "bin" / "scontrol").write_text("#!/bin/sh\necho n1\n")
+    (clone.parent / "bin" / "llava-cl").write_text('#!/bin/sh\necho "$PPID"\n')
+    slurm = {"SLURM_JOB_NODELIST": "n1", "SLURM_GPUS_ON_NODE": "4", "SLURM_SUBMIT_DIR": str(clone)}
+    given = {"eval_all.sh": ["run"], "eval_task.sh": ["run", "1", "Task"], "Task.sh": ["1"], "train_all.sh": []}
+    given |= {"slurm.sh": ["ucit"], "train_stream.sh": ["ucit"], "train_task.sh": ["ucit", "1"]}
+    starting = [script for script in SCRIPTS if script.name in given]
+    assert len(starting) >= 11
+    for script in starting:
+        done = run(clone, str(script.relative_to(ROOT / "scripts")), *given[script.name], **slurm)
+        assert done.stdout.splitlines()[-1:] == [str(os.getpid())], script
+    assert "#SBATCH --signal=B:TERM@180" in (clone / "scripts" / "slurm.sh").read_text().splitlines()
