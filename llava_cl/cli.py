@@ -300,7 +300,7 @@ def methods() -> None:
 def main() -> None:
     """Entry point: errors become one message on standard error and an exit code.
 
-    1 = failed, 2 = wrong input, 130 and 143 = stopped by SIGINT and SIGTERM.
+    1 = failed, 2 = wrong input, 130, 143 and 129 = stopped by SIGINT, SIGTERM and SIGHUP.
     """
     prepare_streams()
     try:

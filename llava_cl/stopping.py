@@ -1,15 +1,17 @@
-"""Requests to stop: how the command takes SIGINT and SIGTERM, and how the ranks of its job learn of them.
+"""Requests to stop: how the command takes SIGINT, SIGTERM and SIGHUP, and how the ranks of its job learn of them.
 
 The command notes the first signal and leaves a file in the run directory, which also ranks on other nodes see. In
 training a rank then goes on to the end of its optimizer step, so that a resume point can be written; in every other
-step it ends at once, because what is complete is stored already.
+step it ends at once, because what is complete is stored already. Processes that read data for a rank end with it.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import math
+import multiprocessing
 import os
 import select
 import signal
@@ -17,20 +19,54 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOPPED_CODE = 75
 """Exit code of a rank that a request ended at once."""
 
 _POLL_SECONDS = 0.5
 _COMMAND_SECONDS = 5.0
 """How often a rank looks whether its command is still there."""
-_FILE_SECONDS = 1.0
+_FILE_SECONDS = 5.0
 """How long after a signal to a rank its command may take to leave the file, where both got it."""
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that ask this process to stop: those that it was started to ignore, as under nohup, do not."""
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def outlive_signals(_number: int) -> None:
+    """Lets a process that reads data for a rank end with the rank, and by no signal that asks for a stop.
+
+    A cluster signals all processes at once, and the rank needs the data of the step that it finishes. The argument is
+    the process's number, as a DataLoader gives it.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    watched = (multiprocessing.parent_process(), os.getppid())
+    threading.Thread(target=_end_with, args=watched, name="end-with-rank", daemon=True).start()
+
+
+def _end_with(rank: Any, above: int) -> None:
+    # A fork server, which lives as long as its children do, may stand between the two.
+    while rank.is_alive() and os.getppid() == above:
+        rank.join(_POLL_SECONDS)
+    os._exit(0)
+
+
+@atexit.register
+def _end_readers() -> None:
+    """Before Python waits for those that are left, having asked them with SIGTERM."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 class Stopped(BaseException):
@@ -54,7 +90,7 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
-    """Inside the block SIGINT and SIGTERM raise `Stopped`."""
+    """Inside the block signals raise `Stopped`."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise Stopped(number)
@@ -64,14 +100,15 @@ def raising() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def noting() -> Iterator[list[int]]:
-    """Inside the block the first SIGINT or SIGTERM is only put into the list; a second one raises `Stopped`."""
+def noting(tell: Callable[[], None]) -> Iterator[list[int]]:
+    """Inside the block the first signal is put into the list, and told of at once; a second one raises `Stopped`."""
     received: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         if len(received) > 1:
             raise Stopped(number)
+        tell()
 
     with _handled(note):
         yield received
@@ -79,11 +116,10 @@ def noting() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handlers inside the block; signals that are ignored, as SIGINT is under nohup, stay so."""
+    """Handlers inside the block."""
     before = {}
     if threading.current_thread() is threading.main_thread():
-        taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, handler) for number in taken}
+        before = {number: signal.signal(number, handler) for number in heeded()}
     try:
         yield
     finally:
@@ -125,10 +161,16 @@ class StopRequest:
         sender.setblocking(False)
         # Written to by the C handler of a signal, also while the main thread runs no Python.
         signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        for number in SIGNALS:
+        for number in heeded():
             signal.signal(number, lambda *_: None)
         keep = (receiver, sender, file, before_end, command)
         threading.Thread(target=self._wait, args=keep, name="stop-request", daemon=True).start()
+        # Processes that read data are born with the signals blocked, and so are those that bring them forth. Python
+        # before 3.14 lifts the block where it starts the resource tracker.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        if multiprocessing.get_start_method() != "fork":
+            resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def _wait(
         self,

@@ -3,9 +3,9 @@
     python scripts/soak.py --output runs/soak --kills 300
 
 Each round starts the command line and, after a random time, ends the command, one rank or all ranks with SIGKILL, or
-sends the command SIGTERM or SIGINT. After every round no process may be left, and no step that was recorded may have
-been recorded again. Runs that end are compared, and the next one begins, until there were enough kills. The result is
-written to `soak.json`; the exit code is 1 where anything was wrong.
+sends the command SIGTERM, SIGINT or SIGHUP, or all processes SIGTERM. After every round no process may be left, and no
+step that was recorded may have been recorded again. Runs that end are compared, and the next one begins, until there
+were enough kills. The result is written to `soak.json`; the exit code is 1 where anything was wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FAULTS = ("command", "one rank", "all ranks", "SIGTERM", "SIGINT")
+FAULTS = ("command", "one rank", "all ranks", "SIGTERM", "SIGINT", "SIGHUP", "SIGTERM to all")
 RESULTS = ("adapter/*", "*.safetensors", "scores.json", "predictions/*.jsonl", "train_log.jsonl")
 SECONDS_TO_END = 60
 
@@ -43,8 +43,9 @@ def start(arguments: argparse.Namespace, run: Path) -> subprocess.Popen[bytes]:
 
 
 def heed_interrupts() -> None:
-    """A shell's background jobs, and what they start, would ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """A shell's background jobs, and what they start, would ignore SIGINT, and those of nohup SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def processes_of(run: Path) -> dict[int, bool]:
@@ -64,14 +65,13 @@ def processes_of(run: Path) -> dict[int, bool]:
 
 def disturb(process: subprocess.Popen[bytes], run: Path, fault: str, choice: random.Random) -> None:
     """Does to a running run what `fault` says."""
-    if fault in ("SIGTERM", "SIGINT"):
-        process.send_signal(signal.Signals[fault])
-        return
-    ranks = sorted(pid for pid, is_rank in processes_of(run).items() if is_rank)
-    victims = {"command": [process.pid], "one rank": ranks and [choice.choice(ranks)], "all ranks": ranks}[fault]
-    for pid in victims or [process.pid]:
+    all_of_it = processes_of(run)
+    ranks = sorted(pid for pid, is_rank in all_of_it.items() if is_rank)
+    victims = {"one rank": ranks and [choice.choice(ranks)], "all ranks": ranks, "SIGTERM to all": list(all_of_it)}
+    number = signal.Signals[fault.split()[0]] if fault.startswith("SIG") else signal.SIGKILL
+    for pid in victims.get(fault) or [process.pid]:
         try:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
         except ProcessLookupError:
             continue
 

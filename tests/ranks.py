@@ -8,6 +8,7 @@ import multiprocessing.connection
 import multiprocessing.context
 import os
 import pickle
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -70,19 +71,18 @@ def run_ranks(
     context = forkserver()
     payload = pickle.dumps((function, args))
     port = free_port()
-    processes = []
+    processes: list[Any] = []
     pending: dict[multiprocessing.connection.Connection, int] = {}
     try:
         for rank in range(size):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_rank, args=(sender, payload, rank, size, port, use_deepspeed), daemon=True
-            )
+            # No daemons, which could start no processes that read data.
+            process = context.Process(target=_rank, args=(sender, payload, rank, size, port, use_deepspeed))
             process.start()
             sender.close()
             processes.append(process)
             pending[receiver] = rank
-        return _results(pending, time.monotonic() + timeout)
+        return _results(pending, processes, time.monotonic() + timeout)
     finally:
         for process in processes:
             process.kill()
@@ -90,7 +90,9 @@ def run_ranks(
             process.close()
 
 
-def _results(pending: dict[multiprocessing.connection.Connection, int], deadline: float) -> list[Any]:
+def _results(
+    pending: dict[multiprocessing.connection.Connection, int], processes: list[Any], deadline: float
+) -> list[Any]:
     results: list[Any] = [None] * len(pending)
     while pending:
         ready = multiprocessing.connection.wait(list(pending), max(0.0, deadline - time.monotonic()))
@@ -102,7 +104,8 @@ def _results(pending: dict[multiprocessing.connection.Connection, int], deadline
             try:
                 succeeded, results[rank] = pickle.loads(receiver.recv_bytes())
             except EOFError:
-                raise RankFailed(f"rank {rank} died") from None
+                processes[rank].join()
+                raise RankFailed(f"rank {rank} died with {processes[rank].exitcode}") from None
             finally:
                 receiver.close()
             if not succeeded:
@@ -122,6 +125,7 @@ def _rank(
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # DeepSpeed collects garbage often, and would walk over all that the server has imported.
     gc.freeze()
     try:
@@ -133,3 +137,10 @@ def _rank(
     sender.send_bytes(answer)
     # A normal exit could wait for ranks that wait for this one.
     os._exit(0)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -88,9 +88,19 @@ def _piece_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[i
     if model is not None:
         return model.encode
     bpe = _llama_bpe(tokenizer)
+    # No functions made here: encoders are handed to the processes that read data, which can be started afresh.
     if bpe is not None:
-        return lambda text: [token.id for token in bpe.tokenize(SPACE + text.replace(" ", SPACE))]
-    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+        return functools.partial(_by_merges, bpe)
+    return functools.partial(_by_tokenizer, tokenizer)
+
+
+def _by_merges(bpe: BPE, text: str) -> list[int]:
+    return [token.id for token in bpe.tokenize(SPACE + text.replace(" ", SPACE))]
+
+
+def _by_tokenizer(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def _sentencepiece_model(tokenizer: PreTrainedTokenizerBase) -> sentencepiece.SentencePieceProcessor | None:

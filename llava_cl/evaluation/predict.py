@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from llava_cl.distributed import World, gather_objects, share_out
+from llava_cl.stopping import outlive_signals
 
 Batch = dict[str, torch.Tensor]
 
@@ -72,6 +73,7 @@ def predict(
         collate_fn=collate,
         num_workers=min(workers, len(mine)),
         pin_memory=world.device.type == "cuda",
+        worker_init_fn=outlive_signals,
     )
     answers: dict[int, str] = {}
     progress(0, total)

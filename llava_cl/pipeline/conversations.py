@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class Conversations:
 
     Attributes:
         chat: the format of the model's conversations.
+        collate: samples -> a right-padded training batch.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -41,6 +43,7 @@ class Conversations:
         self._tokenizer = self.family.tokenizer()
         images = self.family.image_spec()
         self.chat = chat_format(self.family.chat, self._tokenizer, images.token_id, images.tokens)
+        self.collate = partial(collate_train, pad_id=self._tokenizer.pad_token_id)
         self._image_arguments: dict[str, Any] = {
             "image_size": images.size,
             "image_mean": images.mean,
@@ -125,10 +128,6 @@ class Conversations:
         """The training samples; nothing about them is random."""
         return self.training(task, 0)
 
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """A right-padded training batch."""
-        return collate_train(samples, self._tokenizer.pad_token_id)
-
     def questions(self, task: TaskConfig, questions: Sequence[QuestionRecord]) -> QuestionDataset:
         """Prompts of a task's questions, the task's suffix added to each."""
         asked = [
@@ -162,7 +161,7 @@ class Conversations:
             dataset.lengths(),
             groups=[record.images for record in questions],
             batch_size=self._config.evaluation.batch_size,
-            collate=lambda samples: collate_prompts(samples, self._tokenizer.pad_token_id),
+            collate=partial(collate_prompts, pad_id=self._tokenizer.pad_token_id),
             workers=self._config.training.workers,
             world=world,
             progress=progress,

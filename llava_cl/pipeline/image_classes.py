@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -30,6 +29,8 @@ from llava_cl.training.adapters import install
 
 class ImageClasses:
     """Samples of tasks of classes for a model that tells them (see `llava_cl.pipeline.samples.Samples`)."""
+
+    collate = staticmethod(collate_images)
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
@@ -152,10 +153,6 @@ class ImageClasses:
         records = load_class_records(root / task.train, task.folders)
         dataset = ClassDataset(records, root, task.train, transform)
         return TrainingData(dataset, [1] * len(records), [record.id for record in records])
-
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch of pictures."""
-        return collate_images(samples)
 
     def answer(
         self,

@@ -28,7 +28,7 @@ from llava_cl.parsing import read_text, shown
 from llava_cl.pipeline import node
 from llava_cl.pipeline.failures import failure, hang, longest_silence
 from llava_cl.pipeline.progress import ProgressReader
-from llava_cl.stopping import SIGNALS, Stopped, noting
+from llava_cl.stopping import SIGNALS, Stopped, heeded, noting
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ def environment(ranks: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def started(
-    what: Sequence[str], ranks: int, meeting: Meeting | None, output: IO[bytes]
+    what: Sequence[str], ranks: int, meeting: Meeting | None, output: IO[bytes], grace_seconds: float
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Inside the block one launcher a node is running, and its ranks with it; they end with the block at the latest.
 
@@ -213,6 +213,7 @@ def started(
         ranks: ranks on each node.
         meeting: of several nodes; None for this one.
         output: takes all that the ranks print.
+        grace_seconds: for how long they may go on where their launcher gets a signal, too.
     """
     processes = []
 
@@ -222,7 +223,11 @@ def started(
         processes.append(process)
         return process
 
-    decided = environment(ranks)
+    decided = environment(ranks) | {
+        # By itself torchrun also takes signals that this process was started to ignore, and gives the ranks 30 s.
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(number.name for number in heeded()),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace_seconds)),
+    }
     try:
         if meeting is None:
             own = decided | {node.RUN_PID: str(os.getpid())}
@@ -274,10 +279,11 @@ def run_job(
     for old in (*log.parent.glob("failure-rank*.json"), progress_file(run), stop_file(run)):
         old.unlink(missing_ok=True)
     names = hosts(hostfile, ranks)
-    with log.open("ab") as stream, noting() as signals:
+    # As a signal comes: where the ranks got it, too, they look for the file at once.
+    with log.open("ab") as stream, noting(stop_file(run).touch) as signals:
         log_begin = stream.tell()
         meeting = meet(names, run) if hostfile else None
-        with started(worker(run, stage, tasks), ranks, meeting, stream) as processes:
+        with started(worker(run, stage, tasks), ranks, meeting, stream, distributed.grace_seconds) as processes:
             hangs = _wait(processes, poll, signals, run, distributed)
     poll()
     where, minutes = f"stage {stage}, {_step(run)}", distributed.timeout_minutes
@@ -303,7 +309,7 @@ def _wait(
     Returns:
         Whether the job hangs: rank 0 has told of no progress for `longest_silence`.
     """
-    deadline, quiet, told = math.inf, 0.0, 0
+    deadline, quiet, told, asked = math.inf, 0.0, 0, False
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
         poll()
@@ -312,9 +318,8 @@ def _wait(
         quiet = 0.0 if told > before else quiet + _POLL_SECONDS
         if quiet > 60 * longest_silence(distributed.timeout_minutes):
             return True
-        if signals and not stop_file(run).exists():
-            stop_file(run).touch()
-            deadline = time.monotonic() + distributed.grace_seconds
+        if signals and not asked:
+            asked, deadline = True, time.monotonic() + distributed.grace_seconds
         elif deadline == math.inf and any(process.returncode for process in processes):
             deadline = time.monotonic() + _FAILED_SECONDS
     return False

@@ -16,6 +16,7 @@ from llava_cl.distributed import local_share
 from llava_cl.methods import Methods
 from llava_cl.models import LinearTarget
 from llava_cl.pipeline.job import Job
+from llava_cl.stopping import outlive_signals
 from llava_cl.subspace import Sketch
 from llava_cl.training.statistics import Statistics, measure, save_memory
 from llava_cl.training.sums import GRADIENT, MEAN_INPUT, SECOND_MOMENT, Sum, planned_sums
@@ -65,6 +66,7 @@ def measure_task(job: Job, model: PreTrainedModel, stage: int, when: When, owner
                 collate_fn=job.samples.collate,
                 num_workers=job.config.training.workers,
                 generator=torch.Generator(),  # its own, as it draws a seed at every pass
+                worker_init_fn=outlive_signals,
             ),
             targets,
             wanted=wanted,

@@ -99,7 +99,7 @@ def execute(
     Raises:
         InputError: something given is wrong, or the directory holds a different run.
         RunError: a job failed.
-        Stopped: SIGINT or SIGTERM came.
+        Stopped: a signal came.
     """
     last = len(config.benchmark.tasks)
     until = last if launch.until is None else launch.until
@@ -154,7 +154,7 @@ def evaluate(
     Raises:
         InputError: something given is wrong, a stage is not trained, or the directory holds a different run.
         RunError: a job failed.
-        Stopped: SIGINT or SIGTERM came.
+        Stopped: a signal came.
     """
     tasks = [own for own in config.benchmark.evaluated if task in (None, own.name)]
     if not tasks:

@@ -46,7 +46,10 @@ class TrainedModule(NamedTuple):
 
 
 class Samples(Protocol):
-    """Reads the tasks of one kind for one model."""
+    """Reads the tasks of one kind for one model.
+
+    Data sets and `collate` are pickled for each process that reads data; they hold what it needs and nothing else.
+    """
 
     @property
     def family(self) -> ModelFamily:
@@ -54,6 +57,10 @@ class Samples(Protocol):
 
     def problems(self, model: PreTrainedModel) -> list[str]:
         """What is wrong with a loaded model for these samples, whatever the data; one sentence each."""
+
+    @property
+    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+        """Samples -> a batch: what the model takes, and `index`, -1 for a sample that only fills up."""
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Gives a model of the family's `load` or `skeleton` what the stream's tasks need."""
@@ -77,9 +84,6 @@ class Samples(Protocol):
 
     def measured(self, task: AnyTask) -> TrainingData:
         """The same samples without anything random."""
-
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch: what the model takes, and `index`, -1 for a sample that only fills up."""
 
     def answer(
         self,

@@ -29,7 +29,7 @@ from llava_cl.pipeline.task_data import read_questions
 from llava_cl.store import load_tensors, save_tensors, write_jsonl
 from llava_cl.subspace import full_precision
 from llava_cl.training.adapters import attach, collect, install, load_factors, save_adapter, trained_a
-from llava_cl.training.statistics import Statistics, without_index
+from llava_cl.training.statistics import Statistics
 from llava_cl.training.trainer import TrainingPlan, train
 
 _START = "start:"
@@ -127,7 +127,7 @@ def learn(job: Job, stage: int) -> list[Path]:
             adapted,
             dataset,
             lengths,
-            lambda samples: without_index(job.samples.collate(samples)),
+            job.samples.collate,
             config,
             TrainingPlan.of(
                 config,

@@ -25,10 +25,10 @@ from llava_cl.data import GlobalBatchSampler
 from llava_cl.distributed import World, barrier, gather_objects
 from llava_cl.environment import RESULT, drop
 from llava_cl.errors import RunError
-from llava_cl.stopping import Stopped, StopRequest
+from llava_cl.stopping import Stopped, StopRequest, outlive_signals
 from llava_cl.store import resume_points
 from llava_cl.training.deepspeed_file import zero_stage
-from llava_cl.training.statistics import save_memory
+from llava_cl.training.statistics import save_memory, without_index
 from llava_cl.training.watch import TrainingWatch, log_row
 
 
@@ -106,7 +106,7 @@ class StageTrainer(Trainer):
         """The loss of a micro-batch, with its share of the penalty of the step."""
         self.samples += len(inputs["labels"])
         self.tokens += inputs["labels"].numel()
-        loss: Any = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        loss: Any = super().compute_loss(model, without_index(inputs), num_items_in_batch=num_items_in_batch)
         if self._penalty is not None:
             # Micro-batches are summed and ranks averaged.
             loss = loss + self._penalty() / self._sampler.accumulation_steps
@@ -121,7 +121,16 @@ class StageTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.device.type == "cuda",
+            worker_init_fn=outlive_signals,
         )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The adapters of a resume point.
+
+        DeepSpeed's own files hold them, and the Trainer would clone or write the whole model beside.
+        """
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over two groups: adapters at the stage's learning rate, what is beside them at its own."""
@@ -185,7 +194,7 @@ def training_arguments(
     # transformers and accelerate read it, and a training before this one in the same process may have written it.
     drop(os.environ, RESULT)
     cpu = device.type == "cpu"
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=plan.epochs,
         learning_rate=plan.learning_rate,
@@ -214,6 +223,9 @@ def training_arguments(
         disable_tqdm=True,
         report_to="none",
     )
+    # A process has one device, also where it sees several: alone it would train in nn.DataParallel on all of them.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 class Trained(NamedTuple):

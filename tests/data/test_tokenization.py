@@ -1,11 +1,13 @@
 """Every build of the LLaMA vocabulary encodes pieces exactly as SentencePiece does."""
 
+import pickle
 import random
 
 import pytest
 import sentencepiece
 from transformers import LlamaTokenizer
 
+from llava_cl.data.chat import chat_format
 from llava_cl.data.tokenization import TextEncoder
 
 FRAGMENTS = [
@@ -50,3 +52,19 @@ def test_image_token_of_another_name_cannot_come_from_text(vocabulary):
     tokenizer = LlamaTokenizer.from_pretrained(vocabulary)
     tokenizer.add_tokens(["<im_patch>"], special_tokens=True)
     assert 32000 not in TextEncoder(tokenizer, "<image>", 32000)("see <im_patch> here")
+
+
+@pytest.mark.parametrize("name", ["vicuna_v1", "smolvlm"])
+def test_formats_are_the_same_in_a_process_that_was_started_afresh(any_llama, name):
+    """Such a process, which reads data, gets what it needs as a pickle."""
+    chat = chat_format(name, any_llama, -200, 2)
+    copy = pickle.loads(pickle.dumps(chat))
+    turns = [{"from": "human", "value": "<image>\nWhat  is this ?"}, {"from": "gpt", "value": "Éte 😀"}]
+    options = {"max_length": 99, "images_per_turn": 1}
+    assert copy.conversation(turns, **options) == chat.conversation(turns, **options)
+    assert copy.prompt("What <image> now", images=1) == chat.prompt("What <image> now", images=1)
+
+
+def test_a_format_of_a_tokenizer_without_pieces_as_well(word_level):
+    chat = chat_format("smolvlm", word_level, -200, 2)
+    assert pickle.loads(pickle.dumps(chat)).prompt("What", images=1) == chat.prompt("What", images=1)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 from training_job import Trained, TrainingJob, run_training
+from transformers import TrainingArguments
 
 from llava_cl.data import GlobalBatchSampler
+from llava_cl.distributed import World
 from llava_cl.models import family
 from llava_cl.training.adapters import attach, collect
 from ranks import RankFailed, run_ranks
@@ -293,24 +298,79 @@ def test_a_damaged_resume_point_gives_way_to_the_one_before(job: Job, alone: Tra
     _assert_equal(resumed, alone)
 
 
-@pytest.mark.parametrize("step", [2, 4])
-@pytest.mark.parametrize(
-    ("size", "zero"),
-    [(1, None), (2, None), (2, 1), (2, 2), (2, 3)],
-    ids=["alone", "ddp", "zero1", "zero2", "zero3"],
-)
-def test_training_that_is_asked_to_stop_goes_on_from_that_step(
-    job: Job, undisturbed: Undisturbed, size: int, zero: int | None, step: int
+ZERO: dict[str, int | None] = {"ddp": None, "zero1": 1, "zero2": 2, "zero3": 3}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("zero", ZERO.values(), ids=list(ZERO))
+def test_a_signal_to_every_process_leaves_a_resume_point(
+    job: Job, undisturbed: Undisturbed, zero: int | None, number: signal.Signals
 ) -> None:
-    """Inside an epoch, without regular resume points, and with one rank alone asked."""
-    asked = job(zero=zero, stop_at=step, **TWO_EPOCHS)
-    for result in _run(size, asked):
+    """Of adapters and optimizer alone. Other processes read the data, and go on."""
+    training = {"epochs": 2, "workers": 2}
+    how = {"start_method": "forkserver"} if number == signal.SIGHUP and zero == 3 else {}
+    asked = job(zero=zero, stop_at=4, asked=int(number), gradient_b=True, training=training, **how)
+    _assert_stopped(_run(2, asked), asked)
+    if number == signal.SIGTERM:  # what was written does not depend on the signal
+        _assert_goes_on(asked, 2, undisturbed(2, zero))
+
+
+@pytest.mark.parametrize(("size", "zero"), [(1, None), (2, 1), (2, 3)], ids=["alone", "zero1", "zero3"])
+@pytest.mark.parametrize("asked", ["file", "rank"])
+def test_training_that_is_asked_to_stop_goes_on_from_that_step(
+    job: Job, undisturbed: Undisturbed, size: int, zero: int | None, asked: Any
+) -> None:
+    """By the command, or with one rank alone asked; inside an epoch, without regular resume points."""
+    training = {"epochs": 2, "workers": 1 if asked == "file" else 0}
+    stopped = job(zero=zero, stop_at=2, asked=asked, gradient_b=True, training=training)
+    _assert_stopped(_run(size, stopped), stopped)
+    _assert_goes_on(stopped, size, undisturbed(size, zero))
+
+
+def _assert_stopped(results: list[Trained], job: TrainingJob) -> None:
+    for result in results:
         assert result.stopped
-        assert result.progress[-1] == (step, 6)
-    again = _run(size, dataclasses.replace(asked, stop_at=None))
-    for result, expected in zip(again, undisturbed(size, zero), strict=True):
-        assert result.progress == [(number, 6) for number in range(step, 7)]
+        assert result.progress[-1] == (job.stop_at, 6)
+        assert not result.frozen_read
+    (point,) = job.scratch.glob("checkpoint-*")
+    assert point.name == f"checkpoint-{job.stop_at}" and (point / "complete.json").is_file()
+    held: set[str] = set()
+    for file in point.rglob("*model_states.pt"):
+        states = torch.load(file, weights_only=False)
+        assert not states["frozen_param_fragments"]
+        held |= states["module"].keys()
+    for file in point.glob("*.safetensors"):
+        held |= load_file(file).keys()
+    assert {name for name in held if ".lora_B." in name}
+    trained = (".lora_A.", ".lora_B.", "multi_modal_projector.")
+    buffers = {"base_model.model.model.vision_tower.embeddings.position_ids"}
+    assert {name for name in held - buffers if not any(part in name for part in trained)} == set()
+    assert not {name for name in held if ".original_module." in name}
+
+
+def _assert_goes_on(stopped: TrainingJob, size: int, undisturbed: list[Trained]) -> None:
+    assert stopped.stop_at is not None
+    again = _run(size, dataclasses.replace(stopped, stop_at=None, asked="rank"))
+    for result, expected in zip(again, undisturbed, strict=True):
+        assert result.progress == [(number, 6) for number in range(stopped.stop_at, 7)]
         _assert_equal(result, expected)
+
+
+def test_a_process_that_sees_several_gpus_trains_on_one(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in `nn.DataParallel` on all of them, whose gradients are sums over parts of each micro-batch."""
+
+    real = inspect.getattr_static(TrainingArguments, "_setup_devices")
+
+    def devices(arguments: TrainingArguments) -> torch.device:
+        device: torch.device = (real.func if isinstance(real, functools.cached_property) else real.fget)(arguments)
+        arguments._n_gpu = 2
+        return device
+
+    two = functools.cached_property(devices)
+    two.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", two)
+    monkeypatch.setattr(torch.nn.DataParallel, "__init__", None)
+    assert len(run_training(World(0, 1, torch.device("cpu")), job(kinds="i" * 8)).rows) == 1
 
 
 def test_a_request_in_the_last_step_comes_too_late_to_stop(job: Job, alone: Trained) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
+import multiprocessing
+import multiprocessing.connection
 import os
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from llava_cl.config import MethodConfig, RunConfig, validate_config
 from llava_cl.data import collate_train
@@ -21,7 +28,7 @@ from llava_cl.stopping import Stopped, StopRequest
 from llava_cl.training.adapters import attach, collect, trained_a
 from llava_cl.training.deepspeed_file import deepspeed_config
 from llava_cl.training.statistics import saves_memory
-from llava_cl.training.trainer import TrainingPlan, train
+from llava_cl.training.trainer import StageTrainer, TrainingPlan, train
 from tiny import run_content
 from tiny_samples import PAD_ID, SampleDataset, build_samples
 
@@ -43,7 +50,10 @@ class TrainingJob:
         penalty: weight of O-LoRA's penalty on the overlap with `earlier_rows`, or None for none.
         dropout: of the adapters' inputs.
         die_at: the optimizer step at whose end every rank dies, as by a kill.
-        stop_at: the optimizer step in which the last rank alone is asked to stop.
+        stop_at: the optimizer step in which the job is asked to stop.
+        asked: how: the last rank alone in its own process, all ranks by the file, or every process by a signal of that
+            number with the file.
+        start_method: how processes that read data are started.
         poison: make the model's weights yield a loss that is not a number.
     """
 
@@ -59,7 +69,14 @@ class TrainingJob:
     dtype: str = "float32"
     die_at: int | None = None
     stop_at: int | None = None
+    asked: Literal["rank", "file"] | int = "rank"
+    start_method: str = "fork"
     poison: bool = False
+
+    @property
+    def stop_file(self) -> Path:
+        """What asks the ranks to stop."""
+        return self.scratch.with_name(f"{self.scratch.name}-stop")
 
     def config(self) -> RunConfig:
         """The run's configuration."""
@@ -101,6 +118,8 @@ class Trained:
     autocast: bool = False
     buffers: dict[str, torch.dtype] = dataclasses.field(default_factory=dict)
     stopped: bool = False
+    frozen_read: set[str] = dataclasses.field(default_factory=set)
+    """Operations that read frozen weights while a resume point was written."""
 
 
 def run_training(world: World, job: TrainingJob) -> Trained:
@@ -124,6 +143,9 @@ def _train(world: World, job: TrainingJob) -> Trained:
     start = {name: p.detach().clone() for name, p in model.get_submodule(connector).named_parameters()}
     projector = connector if config.training.projector_learning_rate else None
     deepspeed = deepspeed_config(DEEPSPEED / f"zero{job.zero}.json" if job.zero else None, world.device)
+    if job.zero == 3:
+        # The factors are so small that they would stay whole on every rank.
+        deepspeed["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     adapted = attach(
         model,
         factors,
@@ -138,25 +160,27 @@ def _train(world: World, job: TrainingJob) -> Trained:
     stop = StopRequest()
     autocast: list[bool] = []
     model.lm_head.register_forward_hook(lambda *_: autocast.append(torch.is_autocast_enabled("cpu")))
+    if job.asked != "rank":
+        stop.listen(job.stop_file, before_end=lambda: None, command=None)
+    multiprocessing.set_start_method(job.start_method, force=True)
+    frozen_read = _watch_saving(adapted)
 
     def progress(done: int, total: int) -> None:
         steps.append((done, total))
         if done == job.die_at:
             os._exit(1)
-        # The signal of a cluster reaches ranks at different times.
-        stop.asked |= done == job.stop_at and world.rank == world.size - 1
-
-    def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        tensors = collate_train(batch, PAD_ID)
-        del tensors["index"]
-        return tensors
+        if done == job.stop_at and job.asked == "rank":
+            # What asks may reach ranks at different times.
+            stop.asked = world.rank == world.size - 1
+        elif done == job.stop_at:
+            _ask(job, stop)
 
     try:
         trained = train(
             adapted,
             SampleDataset(samples),
             lengths,
-            collate,
+            functools.partial(collate_train, pad_id=PAD_ID),
             config,
             TrainingPlan.of(
                 config,
@@ -174,11 +198,55 @@ def _train(world: World, job: TrainingJob) -> Trained:
             ids=[f"sample-{index}" for index in range(len(samples))],
         )
     except Stopped:
-        return Trained([], {}, start, factors, steps, stopped=True)
+        return Trained([], {}, start, factors, steps, stopped=True, frozen_read=frozen_read)
     assert saves_memory(adapted) is (config.training.gradient_checkpointing is True)
     buffers = {name: buffer.dtype for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     tensors = collect(adapted, factors, projector, train_a=job.train_a)
     return Trained(trained.rows, tensors, start, factors, steps, autocast=any(autocast), buffers=buffers)
+
+
+class _Reads(TorchDispatchMode):
+    """Collects the operations that read any of some storages, but for those that only look at them in another way."""
+
+    def __init__(self, storages: set[int], found: set[str]) -> None:
+        super().__init__()
+        self._storages = storages
+        self._found = found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        used = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
+        if used & self._storages and not func.is_view:
+            self._found.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _watch_saving(adapted: PeftModel) -> set[str]:
+    """What reads the frozen weights while the trainer writes a resume point; filled as it happens."""
+    found: set[str] = set()
+    save = StageTrainer._save_checkpoint
+
+    def watched(trainer: StageTrainer, *args: Any) -> None:
+        frozen = [getattr(p, "ds_tensor", p) for p in adapted.parameters() if not p.requires_grad]
+        assert len(frozen) > 10
+        with _Reads({tensor.untyped_storage()._cdata for tensor in frozen}, found):
+            save(trainer, *args)
+
+    StageTrainer._save_checkpoint = watched  # type: ignore[method-assign]
+    return found
+
+
+def _ask(job: TrainingJob, stop: StopRequest) -> None:
+    """As a cluster does, a process that is none of ours signals this one and those that read data for it."""
+    readers = multiprocessing.active_children()
+    assert len(readers) == job.config().training.workers
+    if isinstance(job.asked, int):
+        pids = [os.getpid(), *(reader.pid for reader in readers)]
+        subprocess.run(["kill", f"-{job.asked}", *map(str, pids)], check=True)
+        died = multiprocessing.connection.wait([reader.sentinel for reader in readers], 0.3)
+        assert not died, "a process that reads data has ended by the signal"
+    job.stop_file.touch()
+    while not stop.asked:
+        time.sleep(0.01)
 
 
 def _penalty(

@@ -8,48 +8,31 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tiny
+from held_command import held_file
 from llava_cl.store import read_json, read_jsonl
+from processes import family_of, gone, processes_of, wait_for
 from runs import result_hashes, write_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
 ROOT = Path(__file__).parents[2]
+SOON = ("--set", "distributed.grace_seconds=5")
 
 
-def start(config: Path, output: Path, *options: str) -> subprocess.Popen[bytes]:
+def start(
+    config: Path, output: Path, *options: str, program: Sequence[str] = ("-m", "llava_cl.cli")
+) -> subprocess.Popen[bytes]:
     """Starts the command line on two ranks."""
-    arguments = ["-m", "llava_cl.cli", "run", str(config), "--output", str(output), "--nproc", "2"]
+    arguments = [*program, "run", str(config), "--output", str(output), "--nproc", "2"]
     deepspeed = ["--set", f"distributed.deepspeed={ROOT / 'configs/deepspeed/zero2.json'}"]
     with (output.parent / f"{output.name}.log").open("ab") as log:
         return subprocess.Popen([sys.executable, *arguments, *deepspeed, *options], stdout=log, stderr=log)
-
-
-def processes_of(run: Path) -> list[int]:
-    """Ids of all processes that have the run directory on their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                command = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if str(run).encode() in command:
-                found.append(int(entry.name))
-    return found
-
-
-def wait_for(condition: object, seconds: float = 300) -> None:
-    """Waits until `condition()` holds."""
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
 
 
 def test_killed_run_continues_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,26 +98,33 @@ def trained_steps(run: Path) -> int:
     return max((event["done"] for event in events if event["step"] == "train"), default=0)
 
 
-def test_a_run_that_is_asked_to_stop_keeps_its_training_and_says_so(tmp_path: Path) -> None:
-    """As by Ctrl-C, and as a cluster does before it takes a node away."""
+def test_a_run_that_is_asked_to_stop_keeps_its_training_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ctrl-C, by a cluster that signals every process, and by a lost terminal under Python 3.14's start method."""
     content = tiny.run_content(tmp_path, evaluation={"zero_shot": False})
-    content["training"]["epochs"] = 50
+    content["training"] |= {"epochs": 3, "workers": 2}
     config = write_config(tmp_path, content)
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     assert start(config, undisturbed, "--until", "1").wait(300) == 0, (tmp_path / "undisturbed.log").read_text()
 
-    before = 0
-    for number in (signal.SIGINT, signal.SIGTERM):
-        process = start(config, stopped, "--until", "1")
-        wait_for(lambda: trained_steps(stopped) > before)  # noqa: B023 - called in this round only
-        process.send_signal(number)
-        assert process.wait(120) == 128 + number
+    tests = Path(__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", str(tests))
+    rounds = ((signal.SIGINT, 2, "fork"), (signal.SIGTERM, 4, "fork"), (signal.SIGHUP, 7, "forkserver"))
+    for number, step, method in rounds:
+        monkeypatch.setenv("HELD", str(step))
+        monkeypatch.setenv("START_METHOD", method)
+        process = start(config, stopped, "--until", "1", program=[str(tests / "held_command.py")])
+        waiting = [held_file(stopped, step, rank) for rank in range(2)]
+        wait_for(lambda: all(file.exists() for file in waiting) or process.poll() is not None)  # noqa: B023
+        family = family_of(process.pid)
+        assert len(family) >= 8, (tmp_path / "stopped.log").read_text()  # command, torchrun, ranks, readers
+        for pid in [process.pid] if number == signal.SIGINT else family:
+            os.kill(pid, number)
+        assert process.wait(300) == 128 + number
         said = (tmp_path / "stopped.log").read_text()
-        found = re.findall(rf"stopped by {number.name} in stage 1, train .*training up to step (\d+)\.", said)
-        assert len(found) == 1, said
-        assert int(found[0]) > before
-        before = int(found[0])
-        assert not processes_of(stopped)
+        assert re.search(rf"stopped by {number.name} in stage 1, train .*training up to step {step}\.", said), said
+        wait_for(lambda: gone(family))  # noqa: B023
         assert not (stopped / "stages/01-Colour/steps/train.json").exists()
 
     assert start(config, stopped, "--until", "1").wait(300) == 0, (tmp_path / "stopped.log").read_text()
@@ -142,11 +132,11 @@ def test_a_run_that_is_asked_to_stop_keeps_its_training_and_says_so(tmp_path: Pa
 
 
 def test_a_rank_that_hangs_is_named_and_all_ranks_end(tmp_path: Path) -> None:
-    """Within the timeout and torchrun's 30 seconds."""
+    """Torchrun waits for it as long as it would for a resume point."""
     content = tiny.run_content(tmp_path, evaluation={"zero_shot": False})
     content["training"]["epochs"] = 500
     config, run = write_config(tmp_path, content), tmp_path / "run"
-    process = start(config, run, "--until", "1", "--set", "distributed.timeout_minutes=0.4")
+    process = start(config, run, "--until", "1", "--set", "distributed.timeout_minutes=0.4", *SOON)
     wait_for(lambda: trained_steps(run) > 0)
     ranks = [pid for pid in processes_of(run) if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
     os.kill(ranks[0], signal.SIGSTOP)
@@ -168,9 +158,7 @@ def test_a_rank_that_hangs_alone_is_named_and_ended(tmp_path: Path) -> None:
     wait_for(lambda: trained_steps(run) > 0)
     ranks = [pid for pid in processes_of(run) if b"RANK=0" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
     os.kill(ranks[0], signal.SIGSTOP)
-    begin = time.monotonic()
-    assert process.wait(240) == 1
-    assert 60 < time.monotonic() - begin < 90
+    assert process.wait(300) == 1
     said = (tmp_path / "run.log").read_text()
     assert re.search(
         r"error: stage 1, train \d+/\d+: no progress for 1\.1 minutes .* because of rank 0, which did not answer", said

@@ -254,7 +254,10 @@ def test_a_job_in_a_strange_environment_and_folder(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     for name, value in LEFTOVERS.items():
         monkeypatch.setenv(name, value)
-    with (tmp_path / "log").open("wb") as log, started([str(tmp_path / "probe" / "probe.py")], 1, None, log) as (job,):
+    with (
+        (tmp_path / "log").open("wb") as log,
+        started([str(tmp_path / "probe" / "probe.py")], 1, None, log, 9) as (job,),
+    ):
         code = job.wait(300)
     said = (tmp_path / "log").read_text()
     assert code == 0, said
