@@ -238,7 +238,7 @@ def test_resumed_training_is_the_undisturbed_one(
     with pytest.raises(RankFailed, match="died"):
         _run(size, killed)
     mark = json.loads((killed.scratch / "checkpoint-4" / "complete.json").read_text())
-    assert mark["facts"] == {"ranks": size, "zero": zero or 0}
+    assert mark["facts"] == {"ranks": size, "zero": zero or 0, "follows": ""}
     again = dataclasses.replace(killed, die_at=None)
     # The second time all steps are done, as after a kill before the adapter was stored.
     for steps in ([(4, 6), (5, 6), (6, 6)], [(6, 6)]):
@@ -282,7 +282,7 @@ def test_another_number_of_ranks_starts_again(job: Job, alone: Trained) -> None:
     assert restarted.progress[0] == (0, 6)
     _assert_equal(restarted, alone, bound=1e-5)
     marks = [json.loads(file.read_text())["facts"] for file in killed.scratch.glob("checkpoint-*/complete.json")]
-    assert marks == [{"ranks": 1, "zero": 2}] * len(marks)
+    assert marks == [{"ranks": 1, "zero": 2, "follows": ""}] * len(marks)
 
 
 def test_a_damaged_resume_point_gives_way_to_the_one_before(job: Job, alone: Trained) -> None:
