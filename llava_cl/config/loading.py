@@ -42,12 +42,8 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` on top of `base`, section by section; null removes an inherited section."""
     merged = dict(base)
     for section, key in _WHOLE.items():
-        before, now = (side.get(section) for side in (base, over))
-        if (
-            isinstance(before, Mapping)
-            and isinstance(now, Mapping)
-            and now.get(key, before.get(key)) != before.get(key)
-        ):
+        before, now = base.get(section), over.get(section)
+        if isinstance(before, Mapping) and isinstance(now, Mapping) and key in now and now[key] != before.get(key):
             del merged[section]
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):

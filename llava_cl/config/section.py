@@ -20,17 +20,13 @@ _Item = TypeVar("_Item")
 Many = Annotated[tuple[_Item, ...], Strict(False)]
 """A list; the types of its items are strict."""
 
-_MAPPING, _WHOLE = "a mapping of keys to values", "a whole number"
 _TYPES = {
-    "string_type": "text",
-    "invalid_key": "text",
-    "int_type": _WHOLE,
-    "int_from_float": _WHOLE,
+    **dict.fromkeys(("string_type", "invalid_key"), "text"),
+    **dict.fromkeys(("int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("dict_type", "model_type"), "a mapping of keys to values"),
     "float_type": "a number",
     "bool_type": "true or false",
     "path_type": "a path",
-    "dict_type": _MAPPING,
-    "model_type": _MAPPING,
     "tuple_type": "a list",
     "literal_error": "{expected}",
 }
@@ -48,7 +44,6 @@ _LIMITS = {
     "less_than_equal": "be at most {le:.12g}",
 }
 """What a value of the right type must do."""
-_Error = Any
 
 
 class Section(BaseModel):
@@ -67,7 +62,9 @@ class Section(BaseModel):
             value = kept.get(key)
             if value is None and isinstance(field.default, Mapping | tuple | BaseModel):
                 kept.pop(key, None)
-            elif isinstance(value, Mapping) and any(map(_is_mapping, get_args(field.annotation))):
+            elif isinstance(value, Mapping) and any(
+                get_origin(inner) is dict or any(_models(inner)) for inner in get_args(field.annotation)
+            ):
                 kept[key] = {name: inner for name, inner in value.items() if inner is not None}
         return kept
 
@@ -89,7 +86,7 @@ def checked(model: type[_Section], content: Any, place: Callable[[str], str]) ->
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        found: dict[tuple[Any, ...], list[_Error]] = {}
+        found: dict[tuple[Any, ...], list[Any]] = {}
         for item in error.errors(include_url=False):
             found.setdefault(_key(item, content), []).append(item)
         # Where a list is right and one of its items wrong, other types than a list are not what is meant.
@@ -99,7 +96,7 @@ def checked(model: type[_Section], content: Any, place: Callable[[str], str]) ->
         ) from error
 
 
-def _key(item: _Error, content: Any) -> tuple[Any, ...]:
+def _key(item: Any, content: Any) -> tuple[Any, ...]:
     """Where in the content an error is; pydantic also names the kinds of values that it tried."""
     key, place = [], item["loc"]
     wrong_key = item["type"] == "invalid_key" or "[key]" in place
@@ -114,7 +111,7 @@ def _key(item: _Error, content: Any) -> tuple[Any, ...]:
     return (*key, f"{_written(item['input'])} (a key)") if wrong_key else tuple(key)
 
 
-def _reason(model: type[BaseModel], key: tuple[Any, ...], items: list[_Error]) -> str:
+def _reason(model: type[BaseModel], key: tuple[Any, ...], items: list[Any]) -> str:
     """What is wrong with one value, of which several types may have been tried."""
     first = next((item for item in items if item["type"] in _LIMITS), items[0])
     kind, value = first["type"], first["input"]
@@ -151,10 +148,6 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     else:
         for inner in get_args(annotation):
             yield from _models(inner)
-
-
-def _is_mapping(annotation: Any) -> bool:
-    return get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel))
 
 
 def _written(value: Any) -> str:
