@@ -253,7 +253,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("again", [1, None, 2])
-@pytest.mark.parametrize("point", range(10))
+@pytest.mark.parametrize("point", range(19))
 def test_setting_aside_goes_on_wherever_it_was_killed(
     run: RunDirectory, stage: StageDirectory, point: int, again: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
