@@ -99,6 +99,8 @@ class Tracking(Watcher):
 
 def _log_new(record: RunRecord, sink: Sink, stage: int, step: int) -> tuple[int, int]:
     """Logs what comes after a step of a stage; returns the new place."""
+    if stage > record.done + 1:  # stages were set aside, and are done again
+        stage, step = record.done + 1, 0
     while stage in record.stages:
         now = record.stages[stage]
         for at, line in now.log.items():

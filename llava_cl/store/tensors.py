@@ -28,16 +28,6 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
         save_file(on_cpu, temporary, metadata={_METADATA: json.dumps(dict(metadata), sort_keys=True)})
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        path.open("rb").close()  # safetensors says of every file it may not read that there is none
-        with safe_open(path, framework="pt") as stream:
-            yield stream
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}).") from error
-
-
 class TensorFile:
     """An open file of `save_tensors`, of which each tensor is read when it is asked for.
 
@@ -63,8 +53,12 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
     Raises:
         InputError: missing or damaged.
     """
-    with _opened(path) as stream:
-        yield TensorFile(stream)
+    try:
+        path.open("rb").close()  # safetensors says of every file it may not read that there is none
+        with safe_open(path, framework="pt") as stream:
+            yield TensorFile(stream)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}).") from error
 
 
 def load_tensors(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -73,13 +67,11 @@ def load_tensors(path: Path, names: Collection[str] | None = None) -> tuple[dict
     Raises:
         InputError: missing or damaged.
     """
-    with _opened(path) as stream:
-        metadata = json.loads((stream.metadata() or {}).get(_METADATA, "{}"))
-        found = [name for name in stream.keys() if names is None or name in names]  # noqa: SIM118
-        return {name: stream.get_tensor(name) for name in found}, metadata
+    with open_tensors(path) as file:
+        return {name: file[name] for name in file.shapes if names is None or name in names}, file.metadata
 
 
 def load_tensors_metadata(path: Path) -> dict[str, Any]:
     """Reads the metadata alone."""
-    with _opened(path) as stream:
-        return dict(json.loads((stream.metadata() or {}).get(_METADATA, "{}")))
+    with open_tensors(path) as file:
+        return file.metadata

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -78,6 +79,19 @@ def test_training_under_way_goes_on_after_a_kill(tmp_path: Path) -> None:
         tracking.update()
     assert same(scalars(run)["loss/02-ArxivQA"], logged(run, "02-ArxivQA"))
     assert same(scalars(run)["accuracy/ArxivQA"], [(0, 53.73), (1, 52.43), (2, 93.8)])
+
+
+def test_stages_that_are_done_again_are_logged_again(tmp_path: Path) -> None:
+    run = write_run(tmp_path, 6)
+    with Tracking(config(), run) as tracking:
+        tracking.update()
+    for stage in ("02-ArxivQA", "03-VizWiz", "04-IconQA", "05-CLEVR-Math", "06-Flickr30k"):
+        shutil.rmtree(run / "stages" / stage)
+    write_json(run / "metrics.json", metrics(1))
+    write_log(run / "stages" / "02-ArxivQA", 5)
+    with Tracking(config(), run) as tracking:
+        tracking.update()
+    assert json.loads((run / "logs" / "tracked.json").read_text()) == {"tensorboard": [2, 5]}
 
 
 def test_a_loss_that_is_not_finite_is_left_out(tmp_path: Path) -> None:

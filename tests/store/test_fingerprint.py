@@ -232,6 +232,7 @@ def test_every_choice_of_code_is_a_choice_of_the_configuration() -> None:
     for name in {**fingerprint_code(_config()), **fingerprint_code(_config("vit", "olora", scorer="caption"))}:
         tree = ast.parse((package / name).read_text())
         for node in ast.walk(tree):
+            assert getattr(node, "level", 0) == 0, f"{name}: a relative import, which is not followed"
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Try | ast.With):
                 imports = [own for own in ast.walk(node) if isinstance(own, ast.Import | ast.ImportFrom)]
                 inside |= {name for own in imports if "llava_cl" in ast.unparse(own)}
