@@ -12,6 +12,7 @@ import torch
 from llava_cl.config import ClassTaskConfig, RunConfig, TaskConfig
 from llava_cl.errors import InputError, problems_of
 from llava_cl.evaluation.scorers import SCORERS
+from llava_cl.listing import other_spelling
 from llava_cl.methods import Methods
 from llava_cl.models.reading import reading
 from llava_cl.parsing import near_miss
@@ -141,7 +142,8 @@ def check_setup(config: RunConfig, ranks: int) -> None:
         if scorer is not None:
             problems += (f"benchmark task {task.name}: {item}" for item in problems_of(scorer.check))
     for paths, folder in ((image_folders(config), True), (data_files(config), False)):
-        problems += [f"{path}: {wrong}." for path in paths if (wrong := _unreadable(path, folder=folder))]
+        unreadable = ((path, _unreadable(path, folder=folder)) for path in paths)
+        problems += [f"{path}: {wrong}.{other_spelling(path)}" for path, wrong in unreadable if wrong]
     if problems:
         raise InputError(*problems)
 

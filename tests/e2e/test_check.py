@@ -53,6 +53,17 @@ def test_missing_files_are_marked_in_the_tree(folder: Path) -> None:
     assert next(line for line in result.output.splitlines() if "(missing)" in line).endswith("test.json (missing)")
 
 
+def test_files_that_differ_in_capitals_alone_are_told(folder: Path) -> None:
+    config = write_config(folder, tiny.run_content(folder))
+    (folder / "data" / "Tone" / "test.json").rename(folder / "data" / "Tone" / "Test.json")
+    (folder / "data" / "Colour").rename(folder / "data" / "colour")
+    result = CliRunner().invoke(app, ["check", str(config)])
+    assert isinstance(result.exception, InputError)
+    for name, there in (("Tone/test.json", "Test.json"), ("Colour/train.json", "colour")):
+        problem = f"{folder / 'data' / name}: is missing. Did you mean '{there}'?"
+        assert problem in result.exception.problems
+
+
 def test_expected_counts_are_no_part_of_a_run(folder: Path) -> None:
     content = tiny.run_content(folder)
     before = load_config(write_config(folder, content)).identity()
