@@ -30,7 +30,7 @@ _FOREIGN = tuple(
         (rb"version https://git-lfs", "is a pointer of Git LFS in place of the file: fetch it with 'git lfs pull'"),
         (rb"\s*(<!doctype html|<html)", "is a web page in place of the file: download it again"),
         (rb"\x1f\x8b|BZh\d|\xfd7zXZ\0|\(\xb5/\xfd|PK\x03\x04|7z\xbc\xaf|Rar!|.{257}ustar", "is packed: unpack it"),
-        (rb"PAR1|ARROW1", "is a Parquet or Arrow table: write its rows as JSON"),
+        (rb"PAR1|ARROW1", "is a Parquet or Arrow table: end its name in .parquet or .arrow if it holds records"),
         (rb"(\xff\xfe|\xfe\xff)..", "is UTF-16: save it as UTF-8"),
     )
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_cl.data.conversation import IMAGE_MARKER, image_markers
+from llava_cl.data.tables import SUFFIXES, read_table
 from llava_cl.errors import InputError
 from llava_cl.parsing import SURROGATE, parse_json, read_text, shown
 
@@ -66,7 +67,7 @@ class CaptionReference:
 
 
 def load_train_records(path: Path) -> list[TrainRecord]:
-    """Read a training file: one JSON array of `{"id", "image", "conversations"}` in UTF-8.
+    """Read a training file: one JSON array of `{"id", "image", "conversations"}` in UTF-8, or a table (`.parquet`).
 
     Raises:
         InputError: the file cannot be read, or records are wrong; lists up to `MAX_PROBLEMS` of them.
@@ -103,7 +104,7 @@ def load_train_records(path: Path) -> list[TrainRecord]:
 
 
 def load_question_records(path: Path) -> list[QuestionRecord]:
-    """Read a test file: one JSON array of `{"question_id", "image", "text", "answer"}` in UTF-8.
+    """Read a test file: one JSON array of `{"question_id", "image", "text", "answer"}` in UTF-8, or a table.
 
     Raises:
         InputError: the file cannot be read, or records are wrong, or ids repeat; lists up to `MAX_PROBLEMS` of them.
@@ -171,12 +172,11 @@ def load_caption_references(path: Path) -> dict[int, CaptionReference]:
         caption = _text(annotation, "caption", index, problems, "annotations")
         if not caption.strip() and len(problems) == found:
             problems.add(index, "caption", "is empty: take it out", "annotations")
-        image_id = _number(annotation.get("image_id"))
+        image_id = _number(named := annotation.get("image_id"))
         if image_id in captions:
             captions[image_id].append(caption)
         else:
-            what = f"{shown(annotation.get('image_id'))} is the id of no image"
-            problems.add(index, "image_id", what, "annotations")
+            problems.add(index, "image_id", f"{shown(named)} is the id of no image", "annotations")
     for id_, index in places.items():
         if not captions[id_]:
             what = f"image {shown(id_)} ({shown(names[id_])}) has no caption: get the complete file"
@@ -223,7 +223,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_array(path: Path) -> list[Any]:
-    content = _read_json(path)
+    content = read_table(path) if path.suffix.lower() in SUFFIXES else _read_json(path)
     if not isinstance(content, list):
         raise InputError(f"{path}: holds a JSON {type(content).__name__}, but must be an array of records")
     if not content:
