@@ -268,12 +268,13 @@ class Needs:
 
 
 def _with_class_names(config: RunConfig) -> RunConfig:
-    """The configuration with numbers for the names of class folders that are not there: only how many counts."""
+    """The configuration with made-up names for class folders that are not there: only how many counts."""
 
     def named(task: AnyTask) -> AnyTask:
         if not isinstance(task, ClassTaskConfig):
             return task
         classes = range(task.classes) if isinstance(task.classes, int) else task.classes
-        return task.model_copy(update={"classes": tuple(map(str, classes))})
+        names = tuple(name if isinstance(name, str) else f"{task.name} {name}" for name in classes)
+        return task.model_copy(update={"classes": names})
 
     return config.model_copy(update={"benchmark": config.benchmark.with_each(named)})
