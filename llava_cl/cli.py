@@ -304,6 +304,8 @@ def main() -> None:
     """
     prepare_streams()
     try:
+        if sys.flags.optimize > 1:
+            raise InputError("python -OO takes away docstrings, which transformers reads: use -O (PYTHONOPTIMIZE=1).")
         app()
     except Stopped as stopped:
         say(Terminal(stderr=True), f"{stopped}. The same command goes on from there.", "yellow")

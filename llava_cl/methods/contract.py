@@ -129,7 +129,7 @@ def _methods() -> dict[str, tuple[Any, type[MethodOptions]]]:
 
 def known_methods() -> dict[str, str]:
     """Name -> first line of the description of every method."""
-    return {name: (cls.__doc__ or "").strip().splitlines()[0] for name, (cls, _) in _methods().items()}
+    return {name: (cls.__doc__ or name).strip().splitlines()[0] for name, (cls, _) in _methods().items()}
 
 
 class Methods:

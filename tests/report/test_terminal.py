@@ -108,3 +108,13 @@ def test_nobody_reads(redirect: str) -> None:
     line = f'set -o pipefail; "$0" -m llava_cl.cli benchmarks {redirect}'
     done = subprocess.run(["bash", "-c", line, sys.executable], capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_without_docstrings_the_command_says_why_it_cannot_work() -> None:
+    """Without asserts alone it works; transformers cannot be imported without docstrings."""
+    codes = {}
+    for flag in ("-O", "-OO"):
+        done = subprocess.run([sys.executable, flag, "-m", "llava_cl.cli", "methods"], capture_output=True, text=True)
+        codes[flag] = done.returncode
+        assert ("keeplora: " if flag == "-O" else "transformers reads: use -O") in done.stdout + done.stderr
+    assert codes == {"-O": 0, "-OO": 2}
