@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from answered_runs import manifest, reference, write_answered_run, write_predictions
 from PIL import Image
@@ -192,6 +195,13 @@ def test_long_texts_are_cut(tmp_path: Path) -> None:
     shown = re.search(r"<p><bdi>(.*?)</bdi></p>", timeline(load_run(run)))
     assert shown
     assert shown.group(1) == "&amp;" * (MOST_CHARACTERS - 1) + "…"
+
+
+def test_a_picture_of_16_bits_is_as_the_model_sees_it(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 0x8040, np.uint16)).save(tmp_path / "grey.png")
+    uri = small_picture("grey.png", tmp_path).uri
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as shown:
+        assert np.asarray(shown) == pytest.approx(0x80, abs=2)
 
 
 def test_pictures_are_small(tmp_path: Path) -> None:
