@@ -32,7 +32,8 @@ def _die_on_rank_1(world: World) -> None:
 
 
 def _hang(world: World) -> None:
-    time.sleep(60)
+    while True:
+        time.sleep(60)
 
 
 @pytest.mark.parametrize("use_deepspeed", [False, True])
@@ -52,7 +53,5 @@ def test_a_rank_that_dies_is_told() -> None:
 
 
 def test_ranks_that_hang_are_killed() -> None:
-    begin = time.monotonic()
     with pytest.raises(RankFailed, match=r"\[0, 1\] did not finish"):
         run_ranks(_hang, 2, timeout=0.5)
-    assert time.monotonic() - begin < 10

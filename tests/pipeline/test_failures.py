@@ -108,12 +108,19 @@ def test_a_job_that_says_nothing_on_a_full_disk(run: Path, monkeypatch: pytest.M
     assert f"The disk of {run} is full: make room" in str(_told(run))
 
 
+def _end_after_the_other(run: Path) -> None:
+    while not failure_file(run, 0).exists():
+        time.sleep(0.01)
+    report_end(run, 1)
+
+
 def _wait_in_vain(world: World, run: Path) -> None:
     """Rank 1 hangs in Python; rank 0 waits for it in a collective until that fails, and rank 1 is then ended."""
     group = dist.new_group(timeout=datetime.timedelta(seconds=2))
     if world.rank == 1:
-        threading.Timer(4, report_end, (run, 1)).start()
-        time.sleep(6)
+        threading.Thread(target=_end_after_the_other, args=(run,)).start()
+        while not failure_file(run, 1).exists():
+            time.sleep(0.01)
         return
     try:
         dist.all_reduce(torch.zeros(1), group=group)
