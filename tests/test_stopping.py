@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from llava_cl import stopping
 from llava_cl.errors import InputError
 from llava_cl.stopping import SIGNALS, STOPPED_CODE
 from llava_cl.store import RunDirectory
@@ -193,6 +195,17 @@ def test_processes_that_read_data_end_with_their_rank_and_by_no_signal(method: s
         says(process, "True")
         process.kill()
         wait_for(lambda: gone(readers))
+
+
+def test_all_data_are_read_by_such_processes() -> None:
+    calls = [
+        (file.name, {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords})
+        for file in Path(stopping.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("DataLoader")
+    ]
+    assert {name for name, _ in calls} == {"measuring.py", "predict.py", "trainer.py"}
+    assert all(options.get("worker_init_fn") == "outlive_signals" for _, options in calls)
 
 
 def test_a_rank_that_ends_does_not_wait_for_processes_that_still_read() -> None:

@@ -6,6 +6,7 @@ With tasks it only answers their questions.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import sys
 import traceback
@@ -34,6 +35,8 @@ def main(arguments: list[str]) -> None:
     path, stage, tasks = Path(arguments[0]), int(arguments[1]), arguments[2:]
     rank = int(os.environ.get("RANK", "0"))
     setup_logging(rank=rank)
+    # Where processes that read data come from a fork server (Python 3.14), it imports for all of them.
+    multiprocessing.set_forkserver_preload(["llava_cl.data"])
     stop = StopRequest()
     stop.listen(stop_file(path), before_end=lambda: report_end(path, rank), command=RunDirectory(path, ()).holder)
     try:

@@ -119,6 +119,10 @@ def test_a_run_that_is_asked_to_stop_keeps_its_training_and_says_so(
         wait_for(lambda: all(file.exists() for file in waiting) or process.poll() is not None)  # noqa: B023
         family = family_of(process.pid)
         assert len(family) >= 8, (tmp_path / "stopped.log").read_text()  # command, torchrun, ranks, readers
+        served = [pid for pid in family if b"forkserver import main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(served) == (6 if method == "forkserver" else 0)  # a server and two readers for each rank
+        # A server imports for all.
+        assert all("libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in served)
         for pid in [process.pid] if number == signal.SIGINT else family:
             os.kill(pid, number)
         assert process.wait(300) == 128 + number
