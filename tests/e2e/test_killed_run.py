@@ -22,6 +22,7 @@ from runs import result_hashes, write_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]
 ROOT = Path(__file__).parents[2]
+SHORT = {"zero_shot": False, "max_new_tokens": 3}
 SOON = ("--set", "distributed.grace_seconds=5")
 
 
@@ -102,7 +103,7 @@ def test_a_run_that_is_asked_to_stop_keeps_its_training_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By Ctrl-C, by a cluster that signals every process, and by a lost terminal under Python 3.14's start method."""
-    content = tiny.run_content(tmp_path, evaluation={"zero_shot": False})
+    content = tiny.run_content(tmp_path, evaluation=SHORT)
     content["training"] |= {"epochs": 3, "workers": 2}
     config = write_config(tmp_path, content)
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
@@ -137,7 +138,7 @@ def test_a_run_that_is_asked_to_stop_keeps_its_training_and_says_so(
 
 def test_a_rank_that_hangs_is_named_and_all_ranks_end(tmp_path: Path) -> None:
     """Torchrun waits for it as long as it would for a resume point."""
-    content = tiny.run_content(tmp_path, evaluation={"zero_shot": False})
+    content = tiny.run_content(tmp_path, evaluation=SHORT)
     content["training"]["epochs"] = 500
     config, run = write_config(tmp_path, content), tmp_path / "run"
     process = start(config, run, "--until", "1", "--set", "distributed.timeout_minutes=0.4", *SOON)
@@ -155,7 +156,7 @@ def test_a_rank_that_hangs_is_named_and_all_ranks_end(tmp_path: Path) -> None:
 
 def test_a_rank_that_hangs_alone_is_named_and_ended(tmp_path: Path) -> None:
     """Nobody waits for it, so the command itself notices that there is no progress."""
-    content = tiny.run_content(tmp_path, evaluation={"zero_shot": False})
+    content = tiny.run_content(tmp_path, evaluation=SHORT)
     content["training"]["epochs"] = 500
     config, run = write_config(tmp_path, content), tmp_path / "run"
     process = start(config, run, "--until", "1", "--nproc", "1", "--set", "distributed.timeout_minutes=0.05")
@@ -180,7 +181,7 @@ def test_ranks_that_a_remote_shell_started_end_with_their_command(
     shell.chmod(0o755)
     monkeypatch.setenv("PATH", f"{shell.parent}:{os.environ['PATH']}")
     (tmp_path / "hosts").write_text("node1 slots=1\n")
-    content = tiny.run_content(tmp_path, evaluation={"zero_shot": False})
+    content = tiny.run_content(tmp_path, evaluation=SHORT)
     content["training"]["epochs"] = 500
     config, run = write_config(tmp_path, content), tmp_path / "run"
     process = start(config, run, "--until", "1", "--nproc", "1", "--hostfile", str(tmp_path / "hosts"))

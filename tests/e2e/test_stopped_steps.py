@@ -82,7 +82,9 @@ def _stage(world: World, config: RunConfig, run: RunDirectory, stage: int, held:
 
 
 def test_a_signal_to_every_process_in_every_step(tmp_path: Path) -> None:
-    content: dict[str, Any] = tiny.run_content(tmp_path, evaluation={"zero_shot": False, "batch_size": 4})
+    content: dict[str, Any] = tiny.run_content(
+        tmp_path, evaluation={"zero_shot": False, "batch_size": 4, "max_new_tokens": 3}
+    )
     content["training"]["workers"] = 1
     config = tiny_config(tmp_path, content)
 
