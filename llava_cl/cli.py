@@ -31,6 +31,7 @@ _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """Errors of a disk that is full or read-only, which any file may meet, such as a log."""
 
 ConfigFile = Annotated[Path, typer.Argument(help="A run file, for example configs/runs/ucit_keeplora.yaml.")]
+Hostfile = Annotated[Path | None, typer.Option(help="Several nodes, in lines such as `node1 slots=8`.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Override one configuration value; may be repeated."),
@@ -46,7 +47,7 @@ def run(
     config: ConfigFile,
     output: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node: GPUs, or processes on a CPU.")] = None,
-    hostfile: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="DeepSpeed hostfile.")] = None,
+    hostfile: Hostfile = None,
     until: Annotated[int | None, typer.Option(min=0, help="Stop after this stage.")] = None,
     redo: Annotated[
         int | None, typer.Option(min=0, help="Do this stage and all later ones again; what is there is set aside.")
@@ -93,13 +94,14 @@ def check(
     overrides: Overrides = None,
     output: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node that the run will have.")] = None,
-    hostfile: Annotated[Path | None, typer.Option(help="Hostfile that the run will have.")] = None,
+    hostfile: Hostfile = None,
 ) -> None:
     """Check configuration, model, data, disk and memory for a run before anything is spent."""
     from rich.progress import BarColumn, Progress, TextColumn
 
     from llava_cl.config import load_config
     from llava_cl.pipeline.data_checks import check_records
+    from llava_cl.pipeline.launch import meet
     from llava_cl.pipeline.preflight import check_start
     from llava_cl.pipeline.task_data import data_files, image_folders
     from llava_cl.report.console import data_table, data_tree
@@ -107,7 +109,9 @@ def check(
     resolved = load_config(config, overrides or ())
     console = Terminal()
     console.print(data_tree(resolved.data_root, [*data_files(resolved), *image_folders(resolved)]))
-    check_start(resolved, output or Path("runs") / resolved.name, nproc, hostfile)
+    _, nodes = check_start(resolved, output or Path("runs") / resolved.name, nproc, hostfile)
+    if hostfile:
+        meet(nodes, Path.cwd())
     columns = TextColumn("{task.description}", markup=False), BarColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         bars: dict[str, TaskID] = {}
@@ -133,7 +137,7 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="One task or probe; default: all.")] = None,
     output: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name>.")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Ranks per node: GPUs, or processes on a CPU.")] = None,
-    hostfile: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="DeepSpeed hostfile.")] = None,
+    hostfile: Hostfile = None,
     accept_code: AcceptCode = False,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: stage, task, score.")] = False,

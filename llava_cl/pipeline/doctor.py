@@ -25,6 +25,10 @@ TRIAL_SECONDS = 120
 """How long the ranks' trial may take."""
 _DEVICES = ("dev/nvidia[0-9]*", "proc/driver/nvidia/gpus/*")
 LITTLE_DISK = 20e9
+LITTLE_SHARED = 1e9
+SHARED_MEMORY = Path("/dev/shm")
+"""Where processes hand over batches, and NCCL keeps its buffers; containers have 64 MB of it unless told otherwise."""
+MORE_SHARED = "Give the container more (docker run --shm-size=16g, or --ipc=host)"
 _TRIAL_ADVICE = "Look for a firewall or a wrong interface (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME; NCCL_DEBUG=INFO)."
 
 State = Literal["ok", "note", "problem"]
@@ -70,6 +74,11 @@ def _hardware() -> Iterator[Finding]:
         yield Finding("disk", "note", f"{free}: little for a large model; llava-cl check says what a run needs")
     else:
         yield Finding("disk", "ok", free)
+    if SHARED_MEMORY.is_dir():
+        shared = shutil.disk_usage(SHARED_MEMORY).total
+        size = f"{shared / 1e9:.2g} GB in {SHARED_MEMORY}"
+        little = f"{size}: little for training.workers and for NCCL. {MORE_SHARED}"
+        yield Finding("shared memory", *(("note", little) if shared < LITTLE_SHARED else ("ok", size)))
     if not torch.cuda.is_available():
         yield Finding("backend", "ok", "gloo")
         problem = next(problems_of(check_gpu), None)

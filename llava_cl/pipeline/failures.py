@@ -29,6 +29,10 @@ _OUT_OF_MEMORY = (
     "Halve the batch of what it did: training.micro_batch, measurement.batch_size or evaluation.batch_size; the global "
     "batch stays as it is. docs/troubleshooting.md says what else helps."
 )
+_CAUSES = {
+    "SIGKILL": "; the system does so where memory runs out",
+    "SIGBUS": "; the system does so where /dev/shm or a disk is full (llava-cl doctor says how much there is)",
+}
 _ROOT_CAUSE = re.compile(
     r"^\s*rank\s*:\s*(?P<rank>\d+).*?^\s*exitcode\s*:\s*(?P<exitcode>-?\d+)", re.DOTALL | re.MULTILINE
 )
@@ -37,6 +41,11 @@ _ROOT_CAUSE = re.compile(
 def failure_file(run: Path, rank: int) -> Path:
     """Where a rank says why it failed."""
     return run / "logs" / f"failure-rank{rank}.json"
+
+
+def failure_files(run: Path) -> list[Path]:
+    """Those that ranks have left."""
+    return sorted((run / "logs").glob("failure-rank*.json"))
 
 
 def report_failure(run: Path, rank: int, error: Exception) -> None:
@@ -142,8 +151,7 @@ def failure(
     waited = failed[0]["waiting"] if failed else bool(killed and killed[1] == "SIGABRT")
     if killed is not None and not (waited and killed[1] == "SIGABRT"):
         rank, name = killed
-        cause = "; the system does so where memory runs out" if name == "SIGKILL" else ""
-        return RunError(f"{where}, rank {rank}: was ended by {name}{cause}. {details}")
+        return RunError(f"{where}, rank {rank}: was ended by {name}{_CAUSES.get(name, '')}. {details}")
     own = next((report for report in failed if not report["waiting"]), None)
     if own:
         return RunError(f"{where}, rank {own['rank']}: {own['message']}\n{details}")
@@ -156,9 +164,9 @@ def failure(
         absent = elsewhere or silent
         said = f"\nRank {failed[0]['rank']} then had: {failed[0]['message']}" if failed else ""
         waiting = f"waited {timeout_minutes:g} minutes (distributed.timeout_minutes) in vain for"
-        if absent:
+        if 0 < len(absent) < ranks:
             return RunError(f"{where}: others {waiting} {'; '.join(absent)}.{said}\n{details}")
-        if len(failed) == ranks > 1:
+        if ranks > 1:
             return RunError(
                 f"{where}: the ranks {waiting} one another: is the network between them up?{said}\n{details}"
             )
@@ -169,7 +177,7 @@ def failure(
 
 
 def _reports(run: Path) -> list[dict[str, Any]]:
-    return [read_json(file) for file in sorted(failure_file(run, 0).parent.glob("failure-rank*.json"))]
+    return [read_json(file) for file in failure_files(run)]
 
 
 def _absent(reports: Sequence[dict[str, Any]], ranks: int) -> tuple[list[str], list[str]]:

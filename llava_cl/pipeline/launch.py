@@ -26,7 +26,7 @@ from llava_cl.environment import MEETING, RESULT, drop
 from llava_cl.errors import InputError
 from llava_cl.parsing import read_text, shown
 from llava_cl.pipeline import node
-from llava_cl.pipeline.failures import failure, hang, longest_silence
+from llava_cl.pipeline.failures import failure, failure_files, hang, longest_silence
 from llava_cl.pipeline.progress import ProgressReader
 from llava_cl.stopping import SIGNALS, Stopped, heeded, noting
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _FAILED_SECONDS = 10
-"""How long after one node's failure the ranks of others, which now wait in vain, may take to end by themselves."""
+"""How long after a failure the ranks of other nodes, which now wait in vain, may take to end by themselves."""
 _ANSWER_SECONDS = 60
 """How long a node may take to answer."""
 _SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20")
@@ -276,7 +276,7 @@ def run_job(
     """
     log = log_file(run, stage)
     log.parent.mkdir(parents=True, exist_ok=True)
-    for old in (*log.parent.glob("failure-rank*.json"), progress_file(run), stop_file(run)):
+    for old in (*failure_files(run), progress_file(run), stop_file(run)):
         old.unlink(missing_ok=True)
     names = hosts(hostfile, ranks)
     # As a signal comes: where the ranks got it, too, they look for the file at once.
@@ -320,7 +320,9 @@ def _wait(
             return True
         if signals and not asked:
             asked, deadline = True, time.monotonic() + distributed.grace_seconds
-        elif deadline == math.inf and any(process.returncode for process in processes):
+        elif (
+            deadline == math.inf and len(processes) > 1 and (failure_files(run) or any(p.returncode for p in processes))
+        ):
             deadline = time.monotonic() + _FAILED_SECONDS
     return False
 

@@ -16,8 +16,8 @@ from llava_cl.listing import other_spelling
 from llava_cl.methods import Methods
 from llava_cl.models.reading import reading
 from llava_cl.parsing import near_miss
-from llava_cl.pipeline.activations import try_model
-from llava_cl.pipeline.doctor import check_flash_attention, check_gpu
+from llava_cl.pipeline.activations import batch_size, try_model
+from llava_cl.pipeline.doctor import MORE_SHARED, SHARED_MEMORY, check_flash_attention, check_gpu
 from llava_cl.pipeline.launch import hosts, ranks_per_node
 from llava_cl.pipeline.measuring import TIMES, sums_to_measure
 from llava_cl.pipeline.planning import Shapes, host_memory_problems, least_memory, predict_disk
@@ -167,13 +167,14 @@ def check_disk(config: RunConfig, folder: Path) -> None:
 def check_memory(config: RunConfig, ranks: int) -> None:
     """Checks that what a rank surely needs fits in its memory: all but activations, which come on top.
 
-    Sums that are kept in host memory beside a GPU's must fit in what is free there.
+    Sums that are kept in host memory beside a GPU's must fit in what is free there, and batches that are handed over
+    by processes that read data in shared memory.
 
     Raises:
         InputError: too little memory.
     """
     shapes = Shapes.of(config, samples_of(config))
-    problems = host_memory_problems(shapes, ranks)
+    problems = [*host_memory_problems(shapes, ranks), *_shared_memory_problems(config, ranks)]
     if problems:
         raise InputError(*problems)
     need = least_memory(config, shapes, ranks)
@@ -187,6 +188,22 @@ def check_memory(config: RunConfig, ranks: int) -> None:
             f"{config.model.path}: a rank needs at least {need / 1e9:.1f} GB of memory, {where} has {have / 1e9:.1f} "
             "GB; use fewer ranks on the machine, or a larger one."
         )
+
+
+def _shared_memory_problems(config: RunConfig, ranks: int) -> list[str]:
+    """What is wrong where /dev/shm does not hold the batches of images that wait for `ranks` ranks of this node."""
+    if not config.training.workers or not SHARED_MEMORY.is_dir():
+        return []
+    batch = max(batch_size(config, step, ranks) for step in ("measure", "train", "evaluate"))
+    # Every process keeps two batches ready, in float32.
+    need = ranks * config.training.workers * 2 * batch * 3 * samples_of(config).family.image_spec().size ** 2 * 4
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if need <= free:
+        return []
+    return [
+        f"training.workers: the batches that {config.training.workers} processes of each rank keep ready take "
+        f"{need / 1e9:.2g} GB of {SHARED_MEMORY}, {free / 1e9:.2g} GB are free. {MORE_SHARED}, or take fewer workers."
+    ]
 
 
 def _check_attention(config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -97,6 +98,28 @@ def test_too_little_memory_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch
     check_memory(config, 2)
     with pytest.raises(InputError, match="of 3 ranks on this machine has"):
         check_memory(config, 3)
+
+
+def test_shared_memory_that_does_not_hold_the_batches_in_waiting_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank would end by a bus error otherwise, at the first batches that wait."""
+    config = tiny_config(folder, tiny.run_content(folder), "training.workers=3")
+    # Two ranks, three processes each, two batches each, of four images of 3 x 16 x 16 numbers in fp32.
+    need = 2 * 3 * 2 * 4 * 3 * 16 * 16 * 4
+    statvfs, free = os.statvfs, [need]
+
+    def faked(path: object) -> os.statvfs_result:
+        if str(path) != "/dev/shm":
+            return statvfs(str(path))
+        return os.statvfs_result((1, 1, 64 << 20, free[0], free[0], 0, 0, 0, 0, 255))
+
+    monkeypatch.setattr(os, "statvfs", faked)
+    check_memory(config, 2)
+    free[0] = need - 1
+    with pytest.raises(InputError, match=r"training\.workers: .* of /dev/shm, .*--shm-size"):
+        check_memory(config, 2)
+    check_memory(tiny_config(folder, tiny.run_content(folder)), 2)  # without workers none of it is used
 
 
 def test_shipped_counts_follow_the_file_names() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import sys
 
@@ -63,3 +64,19 @@ def test_sums_that_are_wrong_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "all_reduce_sum", lambda value, world: value + 1)
     with pytest.raises(RuntimeError, match=r"the sum over 1 ranks is 2\.0, not 1\.0"):
         doctor._rank()
+
+
+@pytest.mark.parametrize(("size", "state"), [(64 << 20, "note"), (16 << 30, "ok")])
+def test_the_shared_memory_of_a_container_is_told(size: int, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MB is what docker gives without being asked."""
+    statvfs = os.statvfs
+
+    def small(path: object) -> os.statvfs_result:
+        if str(path) != "/dev/shm":
+            return statvfs(str(path))
+        return os.statvfs_result((4096, 4096, size // 4096, size // 4096, size // 4096, 0, 0, 0, 0, 255))
+
+    monkeypatch.setattr(os, "statvfs", small)
+    found = {finding.subject: finding for finding in doctor._hardware()}["shared memory"]
+    assert found.state == state
+    assert ("--shm-size" in found.detail) == (state == "note")
