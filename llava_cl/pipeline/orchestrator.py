@@ -259,7 +259,7 @@ def _open_run(config: RunConfig, run: RunDirectory, ranks: int, watcher: Watcher
         )
         return
     watcher.checking("fingerprints of model and data")
-    before = run.recorded()
+    before = run.recorded("format", "identity", "base", "data", "version", "code", "environment")
     fingerprints = _fingerprints(config, before["format"])
     if before["format"] == 1:  # which knew no fingerprints of pictures
         fingerprints["data"] = {name: own for name, own in fingerprints["data"].items() if name in before["data"]}

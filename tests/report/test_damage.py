@@ -108,6 +108,7 @@ def test_damage_is_told_and_not_exported(tmp_path: Path, kind: str) -> None:
     page = check_page((run / "report" / "index.html").read_text(encoding="utf-8"))
     assert "Damaged" in page.text
     assert any(said in text for text in page.text)
+    assert said in result.stderr
     assert any("damaged" in text for text in page.text[:12])
     assert isinstance(result.exception, InputError)
     assert said in str(result.exception)
