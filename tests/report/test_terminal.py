@@ -80,10 +80,10 @@ def _named(folder: Path, name: str) -> Path:
 
 def test_a_hostile_folder_and_name_pass_an_ascii_console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llava_cl.report.page.verified", lambda record: record)
-    run = _named(write_run(tmp_path / HOSTILE.replace("/", "|"), 2), HOSTILE[:-1])
+    run = _named(write_run(tmp_path / ("日本" + HOSTILE.replace("/", "|")), 2), HOSTILE[:-1])
     code, out, err = _main(monkeypatch, "report", str(run))
     assert (code, err) == (0, b"")
-    assert SHOWN.replace("/", "|").encode() in out
+    assert (r"\u65e5\u672c" + SHOWN.replace("/", "|")).encode() in out
     page = (run / "report" / "index.html").read_text()
     assert SHOWN[: SHOWN.index(r"\udcff")] in page
     assert not {letter for letter in page if not letter.isprintable()} - {"\n"}
