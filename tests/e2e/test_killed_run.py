@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tiny
@@ -66,10 +67,14 @@ def test_killed_run_continues_to_the_same_bytes(tmp_path: Path, monkeypatch: pyt
 
 
 def test_failing_rank_is_named_and_stops_the_job(tmp_path: Path) -> None:
-    config = write_config(tmp_path, tiny.run_content(tmp_path))
+    config, picture = write_config(tmp_path, tiny.run_content(tmp_path)), tmp_path / "data/images/Colour/3.png"
+    Image.effect_noise((400, 400), 80).save(picture)
     assert start(config, tmp_path / "run", "--until", "0").wait(300) == 0
-    # After the run has checked its data.
-    (tmp_path / "data/images/Colour/3.png").write_bytes(b"no image")
+    # After the run has checked its data, and where the fingerprint of a large picture does not look.
+    content = bytearray(picture.read_bytes())
+    assert len(content) > 100_000
+    content[len(content) // 2] ^= 1
+    picture.write_bytes(content)
     assert start(config, tmp_path / "run").wait(300) == 2
     said = (tmp_path / "run.log").read_text()
     assert re.search(r"error: stage 1, [a-z]+.*, rank \d: ", said)
