@@ -57,6 +57,8 @@ def test_a_rank_is_deterministic_before_it_touches_a_gpu(
 
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setattr(worker, "die_with_parent", lambda: True)
+    monkeypatch.setattr(worker, "_check_command", lambda *_: None)
+    monkeypatch.setattr(os, "_exit", pytest.fail)
     monkeypatch.setattr(worker, "init_world", init_world)
     monkeypatch.setattr(StopRequest, "listen", lambda *_, **__: None)
     worker.main([str(tmp_path / "run"), "1"])
