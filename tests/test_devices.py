@@ -10,15 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from llava_cl.config import MethodConfig
+from llava_cl.config import MethodConfig, ModelConfig
+from llava_cl.data import collate_train
+from llava_cl.distributed import World
 from llava_cl.methods import LayerStatistics, LoraFactors, build_method
+from llava_cl.models import family
 from llava_cl.pipeline import stage as stages
 from llava_cl.pipeline import steps
 from llava_cl.pipeline.job import Job
 from llava_cl.pipeline.progress import ProgressWriter
+from llava_cl.training.statistics import measure
 from pretend_gpu import GPU, OnGpu, PretendGpu, on_gpu
 from runs import result_hashes, run_here, tiny_config
 from tiny import build_data, build_model, run_content
+from tiny_samples import PAD_ID, build_samples
 
 METHODS: dict[str, dict[str, Any]] = {
     "keeplora": {"name": "keeplora"},
@@ -83,6 +88,28 @@ def test_a_method_gets_tensors_of_one_device_and_mixes_none(method: dict[str, An
     assert len(found) == len(expected) >= 6
     for value, other in zip(found, expected, strict=True):
         assert torch.equal(value, other)
+
+
+@pytest.mark.parametrize(("place", "device"), [("device", "meta"), ("host", "cpu"), (1e-5, "cpu")])
+def test_means_leave_the_gpu_where_the_sums_of_all_passes_would_not_fit(
+    tiny_run: Path, place: Any, device: str, gpu: None
+) -> None:
+    llava = family(ModelConfig(path=tiny_run / "model", dtype="float32", attention="eager"))
+    model = on_gpu(llava.load(torch.device("cpu")))
+    targets = llava.linear_targets(model)
+    measured = measure(
+        model,
+        [collate_train(build_samples("it"), PAD_ID)],
+        targets,
+        wanted=frozenset({"gradient", "second_moment"}),
+        owners=dict.fromkeys([*targets, *(target.source for target in targets.values())], 0),
+        world=World(0, 1, GPU),
+        entries=llava.entries(model),
+        token_mask=llava.token_mask,
+        place=place,
+    )
+    means = [*measured.gradients.values(), *measured.second_moments.values()]
+    assert {mean.device.type for mean in means} == {device}
 
 
 class _PretendedJob(Job):

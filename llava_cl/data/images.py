@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from einops import rearrange
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from llava_cl.errors import InputError
@@ -85,7 +86,7 @@ def normalise(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -
     """An RGB image as float32 `[3, height, width]`, scaled to [0, 1], less the mean, over the standard deviation."""
     pixels = (np.asarray(image) * (1 / 255)).astype(np.float32)  # scaled in float64, as the CLIP processor does
     normalised = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+    return np.ascontiguousarray(rearrange(normalised, "height width colour -> colour height width"))
 
 
 def load_image(path: str, root: Path) -> Image.Image:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from einops import repeat
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -55,7 +56,7 @@ class _SupervisedLoss:
         logits = self.lm_head(hidden[:, :-1][supervised]).float()
         losses = nn.functional.cross_entropy(logits, targets[supervised], reduction="none")
         if per_sample:
-            counts = supervised.sum(dim=1, keepdim=True).expand_as(supervised)[supervised]
+            counts = repeat(supervised.sum(dim=1), "sample -> sample token", token=supervised.shape[1])[supervised]
             loss = (losses / counts).sum()
         else:
             items = losses.numel() if num_items_in_batch is None else num_items_in_batch

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from llava_cl.distributed import World, gather_objects
@@ -75,7 +76,7 @@ class Collector:
     def _gradient_hook(self, item: Sum) -> Callable[..., torch.Tensor]:
         def see(grad: torch.Tensor, x: torch.Tensor) -> None:
             self._reached.add(item.key)
-            self.sums.update(item.key, self._addition(item, grad.flatten(0, -2), x.flatten(0, -2)))
+            self.sums.update(item.key, self._addition(item, _tokens(grad), _tokens(x)))
 
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             if not torch.is_grad_enabled() or not output.requires_grad:
@@ -98,7 +99,7 @@ class Collector:
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
             if self.mask_of is None:
                 return
-            x = inputs[0].detach()[self.mask_of(item.name)].flatten(0, -2)
+            x = _tokens(inputs[0].detach()[self.mask_of(item.name)])
             self._saw(item.key, len(x))
             self.sums.update(item.key, lambda total: add_product(total, x, x))
 
@@ -108,7 +109,7 @@ class Collector:
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
             if self.mask_of is None or not self.full:
                 return
-            x = inputs[0].detach().flatten(0, -2)
+            x = _tokens(inputs[0].detach())
             width = self.sums.shapes().get(item.key, (0, 0))[1]
             if width < len(x):
                 self._start_again(item.key, (x.shape[1], x.shape[0]))
@@ -145,6 +146,10 @@ class Collector:
         """Takes all hooks off."""
         for handle in self._handles:
             handle.remove()
+
+
+def _tokens(x: torch.Tensor) -> torch.Tensor:
+    return rearrange(x, "... features -> (...) features")
 
 
 def _require_grad(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:

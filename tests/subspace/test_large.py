@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from subspace_references import assert_orthonormal, projector, random_orthonormal, with_spectrum
 from torch.utils.flop_counter import FlopCounterMode
 
-from llava_cl.subspace import bases, expand_basis, linalg, principal_basis, residual, residual_directions
+from llava_cl.subspace import bases, expand_basis, krylov, linalg, principal_basis, residual, residual_directions
 
 RANK = 12
 SPECTRA: dict[str, Callable[[int], float]] = {
@@ -151,6 +152,28 @@ def test_no_copy_of_a_singular_value_is_missed(copies: int) -> None:
     assert wider.shape[1] == copies
     held = (projector(wider) @ directions.double()).square().sum()
     assert abs(float(held) - copies) < 1e-4
+
+
+@pytest.mark.parametrize(("copies", "next_value"), [(20, 0.5), (25, 0.95), (40, 0.9)])
+def test_a_space_without_all_copies_of_a_value_is_given_up(copies: int, next_value: float) -> None:
+    """A block of 16 has seen 16 copies, and for the 17th direction it would give a smaller one; a probe tells."""
+    matrix = with_spectrum(600, 600, [1.0] * copies + [next_value] + [0.1 * 0.6**j for j in range(9)], seed=0)
+    found = krylov.leading_outside(matrix, matrix.new_empty(600, 0), 600, 16 + next_value**2 / 2)
+    assert found is None or float(found[1].min()) > 0.999
+
+
+def test_directions_on_both_sides_of_a_threshold_are_told_apart() -> None:
+    """Those that float32 has mixed, ten before it with ten behind it."""
+    count = 100
+    right = random_orthonormal(300, 200, seed=0)
+    weight = random_orthonormal(400, 200, seed=1) * torch.linspace(2, 1, 200) @ right.T
+    mixed = right.clone()
+    for j in range(10):
+        kept, left = count - 1 - j, count + j
+        mixed[:, kept] = math.cos(0.01) * right[:, kept] + math.sin(0.01) * right[:, left]
+        mixed[:, left] = math.cos(0.01) * right[:, left] - math.sin(0.01) * right[:, kept]
+    settled = bases._settled(weight, mixed, count)
+    assert (projector(settled) - projector(right[:, :count])).norm() < 1e-5
 
 
 def test_nothing_is_decomposed_where_nothing_is_left(ways: list[str]) -> None:

@@ -161,6 +161,22 @@ def test_replay_changes_only_targets_and_the_last_projector(tiny_run: Path, tmp_
             assert torch.equal(parameter, base[name]), name
 
 
+def test_each_stored_delta_has_the_scale_of_its_own_file(tiny_run: Path, tmp_path: Path) -> None:
+    """Other alphas than the run's: an adapter's file says what its factors are multiplied by."""
+    folders, stages = [tmp_path / "0", tmp_path / "1"], []
+    for seed, folder in enumerate(folders):
+        stages.append(_store(tiny_run, folder, seed=seed))
+        tensors, _ = load_tensors(folder / "adapter_model.safetensors")
+        scaled = LoraConfig(rank=LORA.rank, alpha=LORA.alpha * (seed + 1))
+        save_adapter(folder, tensors, list(stages[seed]), scaled, PROJECTOR)
+    model, base = _load(tiny_run), _load(tiny_run)
+    replay(model, folders)
+    first, second = (stage[Q_PROJ] for stage in stages)
+    weight = base.get_parameter(f"{Q_PROJ}.weight").detach().double()
+    expected = weight + SCALE * first.b.double() @ first.a.double() + 2 * SCALE * second.b.double() @ second.a.double()
+    torch.testing.assert_close(model.get_parameter(f"{Q_PROJ}.weight").double(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_replay_of_nothing_is_the_base(tiny_run: Path) -> None:
     model, base = _load(tiny_run), _load(tiny_run)
     replay(model, [])
