@@ -58,9 +58,7 @@ def check_overlap_tools() -> None:
 
 def check_coco_tools() -> None:
     """Raises InputError if the COCO metrics cannot be computed here, saying what to install."""
-    problems = []
-    if importlib.util.find_spec(_PACKAGE) is None:
-        problems.append(_NO_PACKAGE)
+    problems = [] if importlib.util.find_spec(_PACKAGE) else [_NO_PACKAGE]
     if shutil.which("java") is None:
         problems.append(_NO_JAVA)
     if problems:
@@ -84,8 +82,8 @@ def coco_scores(predictions: Sequence[str], references: Sequence[Sequence[str]])
     check_coco_tools()
     from pycocoevalcap.cider.cider import Cider
 
-    hypotheses = _penn_treebank_tokens([[_one_line(text[:MAX_CHARACTERS])] for text in predictions])
-    targets = _penn_treebank_tokens([[_one_line(text) for text in texts] for texts in references])
+    hypotheses = _penn_treebank_tokens([[text[:MAX_CHARACTERS]] for text in predictions])
+    targets = _penn_treebank_tokens(references)
     metrics, items = _bleu_and_rouge(hypotheses, targets)
     meteor, meteor_items = _meteor(hypotheses, targets)
     cider, cider_items = Cider().compute_score(targets, hypotheses)
@@ -130,21 +128,17 @@ def _bleu_and_rouge(hypotheses: Tokens, targets: Tokens) -> tuple[dict[str, floa
     return dict(zip(names, [*bleu, rouge], strict=True)), dict(zip(names, [*bleu_items, rouge_items], strict=True))
 
 
-def _one_line(text: str) -> str:
-    return _LINE_BREAKS.sub(" ", text)
-
-
 def _words(text: str) -> str:
     return " ".join(_WORD.findall(text.lower()))
 
 
 def _penn_treebank_tokens(items: Sequence[Sequence[str]]) -> Tokens:
-    """Tokens of one-line sentences, lower-cased, without punctuation; all pass through one Java process."""
+    """Tokens of sentences, lower-cased, without punctuation; all pass through one Java process."""
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     archive = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     command = ["java", "-cp", str(archive), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    sentences = [sentence for item in items for sentence in item]
+    sentences = [_LINE_BREAKS.sub(" ", sentence) for item in items for sentence in item]
     process = subprocess.run(command, input="\n".join(sentences).encode(), capture_output=True, check=False)
     if process.returncode:
         raise RunError(f"the Penn Treebank tokenizer failed: {process.stderr.decode(errors='replace').strip()}")

@@ -46,19 +46,25 @@ def summarize(matrix: Matrix) -> dict[str, float | None]:
     final = scores[-1]
     learned = [scores[i][i] for i in stages]
     changes = [_difference(final[i], learned[i]) for i in stages]
-    drops = [_difference(_max(scores[t][i] for t in range(i, size)), final[i]) for i in stages]
-    last = _mean(final)
+    best = [max(_all_known(scores[t][i] for t in range(i, size)), default=None) for i in stages]
+    drops = [_difference(best[i], final[i]) for i in stages]
     return {
-        "Last": last,
-        "Average": _mean(_mean(row) for row in scores),
-        "Transfer": _mean(_mean(scores[t][i] for t in range(i)) for i in stages[1:]),
-        "MFT": _mean(learned),
-        "MFN": last,
-        "MAA": _mean(_mean(scores[t][: t + 1]) for t in stages),
-        "BWT": _mean(changes[:-1]),
-        "BWT_T": _mean(changes),
-        "Forgetting": _mean(drops[:-1] or drops),
+        "Last": mean(final),
+        "Average": mean(mean(row) for row in scores),
+        "Transfer": mean(mean(scores[t][i] for t in range(i)) for i in stages[1:]),
+        "MFT": mean(learned),
+        "MFN": mean(final),
+        "MAA": mean(mean(scores[t][: t + 1]) for t in stages),
+        "BWT": mean(changes[:-1]),
+        "BWT_T": mean(changes),
+        "Forgetting": mean(drops[:-1] or drops),
     }
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values, None where one of them is not known or there is none."""
+    known = _all_known(values)
+    return sum(known) / len(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -137,15 +143,6 @@ def _all_known(values: Iterable[float | None]) -> list[float]:
     listed = list(values)
     known = [value for value in listed if value is not None]
     return known if len(known) == len(listed) else []
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = _all_known(values)
-    return sum(known) / len(known) if known else None
-
-
-def _max(values: Iterable[float | None]) -> float | None:
-    return max(_all_known(values), default=None)
 
 
 def _difference(left: float | None, right: float | None) -> float | None:

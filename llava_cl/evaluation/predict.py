@@ -33,8 +33,7 @@ def question_batches(
         first.setdefault(group, index)
         longest[group] = max(longest.get(group, 0), lengths[index])
     order = sorted(
-        range(len(lengths)),
-        key=lambda index: (-longest[groups[index]], first[groups[index]], -lengths[index], index),
+        range(len(lengths)), key=lambda index: (-longest[groups[index]], first[groups[index]], -lengths[index], index)
     )
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -81,7 +80,5 @@ def predict(
         with torch.inference_mode():
             answers.update(zip(positions, answer(batch), strict=True))
         progress(len(answers), total)
-    merged: dict[int, str] = {}
-    for part in gather_objects(answers, world):
-        merged.update(part)
+    merged = {index: text for part in gather_objects(answers, world) for index, text in part.items()}
     return [merged[index] for index in range(len(lengths))]

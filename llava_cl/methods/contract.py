@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Generator, Tensor
 
 from llava_cl.config import MethodConfig, Section, checked
 from llava_cl.errors import InputError
@@ -31,8 +32,8 @@ class LoraFactors(NamedTuple):
         b: `[out, rank]` fp32.
     """
 
-    a: torch.Tensor
-    b: torch.Tensor
+    a: Tensor
+    b: Tensor
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class LayerStatistics:
 
     tasks: int = 0
     stream: int = 1
-    gradient: torch.Tensor | None = None
-    second_moment: torch.Tensor | None = None
-    past_moment: torch.Tensor | None = None
-    mean_input: torch.Tensor | None = None
+    gradient: Tensor | None = None
+    second_moment: Tensor | None = None
+    past_moment: Tensor | None = None
+    mean_input: Tensor | None = None
     adapter: LoraFactors | None = None
 
 
@@ -75,37 +76,32 @@ class Method:
         """Why a layer of `shape` (out, in) cannot be adapted, if it cannot."""
         return None
 
-    def initial_basis(self, weight: torch.Tensor) -> torch.Tensor | None:
+    def initial_basis(self, weight: Tensor) -> Tensor | None:
         """What of the base model's weight `[out, in]` is protected before the first task, `[in, k]`."""
         return None
 
     def initialise(
-        self,
-        shape: tuple[int, int],
-        rank: int,
-        statistics: LayerStatistics,
-        basis: torch.Tensor | None,
-        generator: torch.Generator,
+        self, shape: tuple[int, int], rank: int, statistics: LayerStatistics, basis: Tensor | None, generator: Generator
     ) -> LoraFactors:
         """The adapter of a layer of `shape` (out, in) before training; LoRA's own start (ICLR 2022, section 4.1)."""
         return LoraFactors(kaiming_a(shape, rank, generator), torch.zeros(shape[0], rank))
 
-    def penalty(self, a: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
+    def penalty(self, a: Tensor, basis: Tensor | None) -> Tensor:
         """What a layer adds to the loss of a step, for its factor A `[rank, in]` in training."""
         return a.new_zeros(())
 
-    def protect(self, statistics: LayerStatistics, basis: torch.Tensor | None) -> torch.Tensor | None:
+    def protect(self, statistics: LayerStatistics, basis: Tensor | None) -> Tensor | None:
         """The basis after the stage; its first columns are the old ones, unchanged."""
         return basis
 
 
-def kaiming_a(shape: tuple[int, int], rank: int, generator: torch.Generator) -> torch.Tensor:
+def kaiming_a(shape: tuple[int, int], rank: int, generator: Generator) -> Tensor:
     """LoRA's usual random A `[rank, in]`: Kaiming-uniform with a = sqrt(5), that is U(-1, 1) / sqrt(in)."""
     bound = 1 / math.sqrt(shape[1])
     return torch.empty(rank, shape[1]).uniform_(-bound, bound, generator=generator)
 
 
-def square_root(second_moment: torch.Tensor) -> torch.Tensor:
+def square_root(second_moment: Tensor) -> Tensor:
     """F `[in, in]` with F F^T = the second moment, so that F's energy is the inputs' energy."""
     values, vectors = torch.linalg.eigh(second_moment.double())
     return (vectors * values.clamp_min(0).sqrt()).float()
@@ -164,9 +160,8 @@ def build_method(config: MethodConfig, part: str = "") -> Method:
     """
     methods = _methods()
     if config.name not in methods:
-        known = ", ".join(sorted(methods))
-        close = near_miss(config.name, methods)
-        raise InputError(f"method.name: unknown {shown(config.name)}; known: {known}.{close}")
+        known = f"{', '.join(sorted(methods))}.{near_miss(config.name, methods)}"
+        raise InputError(f"method.name: unknown {shown(config.name)}; known: {known}")
     cls, options = methods[config.name]
     own = config.parts.get(part, {})
 

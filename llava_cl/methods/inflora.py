@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Generator, Tensor
 
 from llava_cl.methods.contract import LayerStatistics, LoraFactors, Method, MethodOptions, square_root
 from llava_cl.subspace import expand_basis, principal_basis, residual_directions
@@ -49,18 +50,13 @@ class InfLora(Method):
         self._of_moment = options.spectrum == "moment"
 
     def initialise(
-        self,
-        shape: tuple[int, int],
-        rank: int,
-        statistics: LayerStatistics,
-        basis: torch.Tensor | None,
-        generator: torch.Generator,
+        self, shape: tuple[int, int], rank: int, statistics: LayerStatistics, basis: Tensor | None, generator: Generator
     ) -> LoraFactors:
         """A: the leading directions of the inputs outside the basis (orthogonal rows of one length)."""
         a = residual_directions(self._directions(statistics).T, basis, rank).a
         return LoraFactors(a / math.sqrt(3) if self._of_moment else a, torch.zeros(shape[0], rank))
 
-    def protect(self, statistics: LayerStatistics, basis: torch.Tensor | None) -> torch.Tensor | None:
+    def protect(self, statistics: LayerStatistics, basis: Tensor | None) -> Tensor | None:
         """The basis grown by the principal inputs of the task."""
         energy, growth = self._options.energy, self._options.growth
         rise = (1 - energy) / statistics.stream if growth is None else growth
@@ -70,7 +66,7 @@ class InfLora(Method):
             return principal_basis(directions.T, share)
         return expand_basis(basis, directions, share)
 
-    def _directions(self, statistics: LayerStatistics) -> torch.Tensor:
+    def _directions(self, statistics: LayerStatistics) -> Tensor:
         """A matrix `[in, in]` whose left singular vectors are those of the inputs, with the energies that count."""
         assert statistics.second_moment is not None
         return statistics.second_moment if self._of_moment else square_root(statistics.second_moment)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Generator, Tensor
 
 from llava_cl.methods.contract import LayerStatistics, LoraFactors, Method, MethodOptions, square_root
 from llava_cl.subspace import expand_basis, principal_basis, residual_directions
@@ -57,7 +58,7 @@ class KeepLora(Method):
             return None
         return "method.options.weight_side: 'output' is for square weights"
 
-    def initial_basis(self, weight: torch.Tensor) -> torch.Tensor | None:
+    def initial_basis(self, weight: Tensor) -> Tensor | None:
         """The principal input directions of the pretrained weight (KeepLoRA, general-knowledge subspace)."""
         energy = self._options.weight_energy
         if energy is None:
@@ -65,12 +66,7 @@ class KeepLora(Method):
         return principal_basis(weight if self._options.weight_side == "input" else weight.T, energy)
 
     def initialise(
-        self,
-        shape: tuple[int, int],
-        rank: int,
-        statistics: LayerStatistics,
-        basis: torch.Tensor | None,
-        generator: torch.Generator,
+        self, shape: tuple[int, int], rank: int, statistics: LayerStatistics, basis: Tensor | None, generator: Generator
     ) -> LoraFactors:
         """A: the leading right singular vectors of the gradient outside the basis (rows orthonormal)."""
         if self._options.initialise == "random":
@@ -80,7 +76,7 @@ class KeepLora(Method):
         b = directions.b if self._options.b == "gradient" else torch.zeros_like(directions.b)
         return LoraFactors(directions.a, b)
 
-    def protect(self, statistics: LayerStatistics, basis: torch.Tensor | None) -> torch.Tensor | None:
+    def protect(self, statistics: LayerStatistics, basis: Tensor | None) -> Tensor | None:
         """The basis grown by the gradient's input directions, or by the principal input features."""
         if self._options.protect is None:
             return basis

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from llava_cl.methods.contract import LayerStatistics, Method, MethodOptions
 
@@ -33,13 +34,13 @@ class OLora(Method):
     def __init__(self, options: OLoraOptions) -> None:
         self._options = options
 
-    def penalty(self, a: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
+    def penalty(self, a: Tensor, basis: Tensor | None) -> Tensor:
         """lambda * the sum of the absolute inner products of rows of A with those of earlier tasks."""
         if basis is None:
             return a.new_zeros(())
         return self._options.penalty * (a @ basis.to(a.dtype)).abs().sum()
 
-    def protect(self, statistics: LayerStatistics, basis: torch.Tensor | None) -> torch.Tensor:
+    def protect(self, statistics: LayerStatistics, basis: Tensor | None) -> Tensor:
         """The rows of all A so far, as columns; they are not orthonormal."""
         assert statistics.adapter is not None
         rows = statistics.adapter.a.T

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from torch import Generator, Tensor
 
 from llava_cl.methods.contract import LayerStatistics, LoraFactors, Method, MethodOptions
 
@@ -30,12 +30,7 @@ class Sequential(Method):
         self.before = frozenset({"adapter"} if options.carry else ())
 
     def initialise(
-        self,
-        shape: tuple[int, int],
-        rank: int,
-        statistics: LayerStatistics,
-        basis: torch.Tensor | None,
-        generator: torch.Generator,
+        self, shape: tuple[int, int], rank: int, statistics: LayerStatistics, basis: Tensor | None, generator: Generator
     ) -> LoraFactors:
         """Random A, zero B; or the last task's."""
         return statistics.adapter or super().initialise(shape, rank, statistics, basis, generator)

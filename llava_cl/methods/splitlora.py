@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Generator, Tensor
 
 from llava_cl.methods.contract import LayerStatistics, LoraFactors, Method, MethodOptions, kaiming_a
 from llava_cl.subspace import minor_basis, residual_directions
@@ -40,12 +41,7 @@ class SplitLora(Method):
         self.before = frozenset({"past_moment"} | ({"gradient"} if options.initialise == "gradient" else set()))
 
     def initialise(
-        self,
-        shape: tuple[int, int],
-        rank: int,
-        statistics: LayerStatistics,
-        basis: torch.Tensor | None,
-        generator: torch.Generator,
+        self, shape: tuple[int, int], rank: int, statistics: LayerStatistics, basis: Tensor | None, generator: Generator
     ) -> LoraFactors:
         """A in the minor space; the first task's is LoRA's usual random one."""
         usual = kaiming_a(shape, rank, generator)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava_cl.errors import InputError
+from llava_cl.evaluation.metrics import mean
 from llava_cl.report.curves import stage_panels
 from llava_cl.report.differences import difference_section, run_title
 from llava_cl.report.document import document, section
@@ -13,7 +14,7 @@ from llava_cl.report.heatmap import colour_top, heat_cells, heat_row, heat_table
 from llava_cl.report.load import RunRecord, load_run, verified, warn
 from llava_cl.report.svg import Point
 from llava_cl.report.tables import plain_table
-from llava_cl.report.text import LOWER_IS_BETTER, escape, mean, metric, percent, shown
+from llava_cl.report.text import LOWER_IS_BETTER, escape, metric, percent, shown
 from llava_cl.store import write_text
 
 

@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from llava_cl.evaluation.metrics import mean
 from llava_cl.pipeline.data_checks import TaskData
 from llava_cl.pipeline.planning import Needs
 from llava_cl.report.load import parse_metrics
 from llava_cl.report.schema import Metrics
-from llava_cl.report.text import duration, mean, memory, metric, percent, shown
+from llava_cl.report.text import duration, memory, metric, percent, shown
 from llava_cl.terminal import printable
 
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava_cl.errors import InputError
+from llava_cl.evaluation.metrics import mean
 from llava_cl.report.figures import labelled_rows, write_figures
 from llava_cl.report.load import load_run, verified
 from llava_cl.report.schema import Metrics, first_probed
-from llava_cl.report.text import mean, shown
+from llava_cl.report.text import shown
 from llava_cl.store import write_text
 from llava_cl.terminal import printable
 

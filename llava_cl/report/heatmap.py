@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from llava_cl.evaluation.metrics import mean
 from llava_cl.report.schema import Row
-from llava_cl.report.text import MISSING, escape, mean, percent, signed
+from llava_cl.report.text import MISSING, escape, percent, signed
 
 NOTABLE_LOSS = -1.0
 """Changes since a task was learned from here down are set in bold, in points."""

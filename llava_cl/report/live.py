@@ -27,7 +27,7 @@ class LiveDisplay(Watcher):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._total = self._stage = 0
+        self._total = 0
         self._task = self._step = ""
         self._begin = self._stage_begin = self._line = time.monotonic()
         self._time_left = TimeLeft({})
@@ -52,27 +52,21 @@ class LiveDisplay(Watcher):
         self._progress.stop()
 
     def checking(self, what: str) -> None:
-        """Something is checked before the run."""
         self._show(f"checking {what}")
 
     def note(self, text: str) -> None:
-        """Something that stops nothing."""
         say(self._console, f"note: {text}", "yellow")
 
     def plans(self, passes: Mapping[int, Mapping[str, float]]) -> None:
-        """What the stages will do."""
         self._time_left = TimeLeft(passes)
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:
-        """A stage's job starts."""
         self._time_left.stage_begins(stage)
-        self._stage, self._task, self._total = stage, task, total
+        self._task, self._total, self._step = task, total, ""
         self._stage_begin = time.monotonic()
-        self._step = ""
         self._show(f"stage {stage}/{total} {task}: starting ranks")
 
     def event(self, event: Event) -> None:
-        """A step got further."""
         self._time_left.event(event)
         label = f"stage {event.stage}/{self._total} {self._task}: {event.step}"
         if event.step != self._step:
@@ -87,7 +81,6 @@ class LiveDisplay(Watcher):
         )
 
     def stage_ends(self, stage: int, metrics: dict[str, Any]) -> None:
-        """A stage is committed."""
         seconds = time.monotonic() - self._stage_begin
         self._time_left.stage_ends()
         run = self._time_left.left().get("run")

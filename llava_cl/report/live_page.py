@@ -54,12 +54,10 @@ class LivePage(Watcher):
             self._write(None, ended)
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:
-        """A stage's job starts."""
         self._status = f"stage {stage} starts"
         self._write(SECONDS)
 
     def event(self, event: Event) -> None:
-        """A step got further."""
         self._status = f"{event.step} {event.done} of {event.total}" if event.total else event.step
         if time.monotonic() >= self._next:
             self._write(SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llava_cl.evaluation.metrics import mean
 from llava_cl.report.basis import basis_panels
 from llava_cl.report.curves import columns_over_stages, loss_panel, stage_panels
 from llava_cl.report.document import document, panels, section
@@ -11,7 +12,7 @@ from llava_cl.report.heatmap import accuracy_table
 from llava_cl.report.load import RunRecord, load_run, verified, warn
 from llava_cl.report.schema import first_probed
 from llava_cl.report.tables import cost_table, metrics_table, score_table, settings_table
-from llava_cl.report.text import duration, escape, mean, metric, percent, signed
+from llava_cl.report.text import duration, escape, metric, percent, signed
 from llava_cl.report.timeline import timeline
 from llava_cl.store import write_text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from llava_cl.terminal import printable
 
@@ -76,9 +76,3 @@ def memory(count: int | None) -> str:
         return MISSING
     mebibytes = count / 2**20
     return f"{mebibytes:.0f} MiB" if mebibytes < 1000 else f"{mebibytes / 1024:.1f} GiB"
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """The mean of the values, None where one of them is not known or there is none."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None

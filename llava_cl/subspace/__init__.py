@@ -11,12 +11,11 @@ converge, the eigenvectors of the smaller Gram matrix are taken, as for small on
 smallest directions, and `truncate_spectrum` are always float64.
 """
 
-from llava_cl.subspace.bases import expand_basis, orthonormal, principal_basis
+from llava_cl.subspace.bases import expand_basis, orthonormal, principal_basis, truncate_spectrum
 from llava_cl.subspace.minor import minor_basis
 from llava_cl.subspace.precision import full_precision
 from llava_cl.subspace.residual import ResidualDirections, residual_directions
 from llava_cl.subspace.sketch import Sketch, sketch_shapes
-from llava_cl.subspace.truncation import truncate_spectrum
 
 __all__ = [
     "ResidualDirections",

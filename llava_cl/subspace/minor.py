@@ -64,11 +64,7 @@ def minor_basis(covariance: Tensor, tasks_seen: int, alpha: float, *, two_at_lea
     trade_off = int((tasks_seen * outside - alpha * kept_fraction).argmin())
     first = max(trade_off, int(two_at_least)) + 1
     if first >= size:
-        logger.warning(
-            "no minor direction of %d is left for %d tasks at alpha = %g; the last one is kept",
-            size,
-            tasks_seen,
-            alpha,
-        )
+        left = "no minor direction of %d is left for %d tasks at alpha = %g; the last one is kept"
+        logger.warning(left, size, tasks_seen, alpha)
         first = size - 1
     return with_fixed_signs(eigenvectors.flip(1)[:, first:]).float()

@@ -73,13 +73,8 @@ def residual_directions(gradient: Tensor, basis: Tensor | None, rank: int) -> Re
     old = gradient.new_zeros(features, 0) if basis is None else checked_basis(basis, features, "gradient")
     room = features - old.shape[1]
     if room < rank:
-        logger.warning(
-            "a basis of %d directions leaves %d of %d: %d rows of the adapter are zero",
-            old.shape[1],
-            room,
-            features,
-            rank - room,
-        )
+        left = "a basis of %d directions leaves %d of %d: %d rows of the adapter are zero"
+        logger.warning(left, old.shape[1], room, features, rank - room)
     elif is_large(gradient):
         gradient32 = gradient.float()
         leading = leading_outside(gradient32.T, old.float(), rank)

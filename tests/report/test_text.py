@@ -2,7 +2,8 @@
 
 import pytest
 
-from llava_cl.report.text import duration, mean, memory, metric, percent, signed
+from llava_cl.evaluation.metrics import mean
+from llava_cl.report.text import duration, memory, metric, percent, signed
 
 
 def test_percent_and_signed() -> None:

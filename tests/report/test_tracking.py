@@ -15,8 +15,7 @@ from report_runs import MATRIX, metrics, write_json, write_log, write_run
 from llava_cl.config import RunConfig
 from llava_cl.errors import InputError
 from llava_cl.pipeline.progress import Event
-from llava_cl.report.sinks import chosen_sinks
-from llava_cl.report.tracking import Tracking
+from llava_cl.report.tracking import Tracking, chosen_sinks
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install tensorboard")
 
