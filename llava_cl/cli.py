@@ -33,8 +33,7 @@ _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 ConfigFile = Annotated[Path, typer.Argument(help="A run file, for example configs/runs/ucit_keeplora.yaml.")]
 Hostfile = Annotated[Path | None, typer.Option(help="Several nodes, in lines such as `node1 slots=8`.")]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Override one configuration value; may be repeated."),
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one configuration value; may be repeated.")
 ]
 
 AcceptCode = Annotated[
@@ -117,10 +116,9 @@ def check(
         bars: dict[str, TaskID] = {}
 
         def show(task: str, done: int, total: int) -> None:
-            bar = bars.get(task)
-            if bar is None:
-                bar = bars[task] = progress.add_task(task, total=None)
-            progress.update(bar, completed=done, total=total or None)
+            if task not in bars:
+                bars[task] = progress.add_task(task, total=None)
+            progress.update(bars[task], completed=done, total=total or None)
 
         found = check_records(resolved, show)
     console.print(data_table(found))
@@ -156,8 +154,7 @@ def evaluate(
         resolved = load_config(config, overrides or ())
     launch = Launch(output or Path("runs") / resolved.name, nproc, hostfile, accept_code=accept_code)
     with LiveDisplay(Terminal(stderr=True)) as display:
-        stages = None if stage is None else [stage]
-        results = evaluate_run(resolved, launch, display, stages=stages, task=task)
+        results = evaluate_run(resolved, launch, display, stages=None if stage is None else [stage], task=task)
     if as_json:
         say(Terminal(), json.dumps(results))
     else:
@@ -204,8 +201,7 @@ def export(
     stage: Annotated[int, typer.Option(min=0, help="0 = the base model, 1..T = after that task.")],
     to: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     layout: Annotated[
-        str,
-        typer.Option("--format", help="hf (transformers), llava (its authors' layout) or peft (one adapter)."),
+        str, typer.Option("--format", help="hf (transformers), llava (its authors' layout) or peft (one adapter).")
     ] = "hf",
     push_to: Annotated[
         str | None,
@@ -231,8 +227,7 @@ def report(
     run_dirs: Annotated[list[Path], typer.Argument(help="One run directory, or several to compare.")],
     output: Annotated[Path, typer.Option(help="Where a comparison is written.")] = Path("comparison.html"),
     export: Annotated[
-        bool,
-        typer.Option("--export", help="Also write matrix and curves as PNG, PDF, CSV and LaTeX."),
+        bool, typer.Option("--export", help="Also write matrix and curves as PNG, PDF, CSV and LaTeX.")
     ] = False,
 ) -> None:
     """Rewrite a run's HTML report, or compare several runs on one page."""
@@ -263,7 +258,6 @@ def doctor(
     from llava_cl.report.console import needs_tables
 
     resolved = load_config(config, overrides or ()) if config else None
-
     console, broken = Terminal(), False
     styles = {"ok": "green", "note": "yellow", "problem": "red"}
     for finding in diagnose(nproc or torch.cuda.device_count() or 2):
@@ -288,8 +282,7 @@ def benchmarks() -> None:
 
     for name, file in shipped_benchmarks().items():
         stream = load_benchmark(file)
-        tasks = ", ".join(task.name for task in stream.tasks)
-        say(Terminal(), f"{name}: {stream.description} {tasks}")
+        say(Terminal(), f"{name}: {stream.description} {', '.join(task.name for task in stream.tasks)}")
 
 
 @app.command()
@@ -314,11 +307,10 @@ def main() -> None:
     except Stopped as stopped:
         say(Terminal(stderr=True), f"{stopped}. The same command goes on from there.", "yellow")
         sys.exit(stopped.exit_code)
-    except LlavaClError as error:
-        say(Terminal(stderr=True), f"error: {error}", "red")
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno in _DISK:
+    except (LlavaClError, OSError) as error:
+        if isinstance(error, LlavaClError):
+            told = error
+        elif error.errno in _DISK:
             place = error.filename or "the output"
             told = LlavaClError(f"{place}: cannot be written ({error.strerror}); make room, then run it again.")
         elif error.filename is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from llava_cl.report.document import panel
@@ -64,5 +65,4 @@ def _short_prefixes(stacks: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], 
 
 
 def _shared(stacks: Sequence[tuple[str, ...]]) -> int:
-    shortest = min(len(stack) for stack in stacks)
-    return next((index for index in range(shortest) if len({stack[index] for stack in stacks}) > 1), shortest)
+    return len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*stacks, strict=False))))

@@ -13,7 +13,7 @@ from llava_cl.report.document import document, section
 from llava_cl.report.heatmap import colour_top, heat_cells, heat_row, heat_table
 from llava_cl.report.load import RunRecord, load_run, verified, warn
 from llava_cl.report.svg import Point
-from llava_cl.report.tables import plain_table
+from llava_cl.report.tables import head_row, plain_table
 from llava_cl.report.text import LOWER_IS_BETTER, escape, metric, percent, shown
 from llava_cl.store import write_text
 
@@ -56,7 +56,9 @@ def _group(records: Sequence[RunRecord], identifier: str) -> str:
     note = "Accuracy in percent after the latest stage of every run."
     html += section(f"{benchmark}: by task", _last_rows(records), note)
     html += difference_section(records)
-    lines = [_seen_means(record) for record in records]
+    lines: list[list[Point]] = [
+        [(stage, mean(row[:stage])) for stage, row in enumerate(record.metrics.matrix, start=1)] for record in records
+    ]
     if not any(lines):
         return html
     drawn = stage_panels([record.run.name for record in records], lines, (1, len(tasks)), identifier)
@@ -69,19 +71,13 @@ def _summary_table(records: Sequence[RunRecord]) -> str:
     best = {name: _best(name, records) for name in names}
     rows = []
     for record in records:
-        summary = record.metrics.summary or {}
-        cells = "".join(
-            _metric_cell(name, summary.get(name), best[name] if record.complete else None) for name in names
-        )
-        rows.append(
-            f'<tr><th scope="row">{run_title(record)}</th>{cells}<td class="state">{escape(record.state)}</td></tr>'
-        )
+        cells = ""
+        for name in names:
+            value = (record.metrics.summary or {}).get(name)
+            marked = record.complete and value is not None and value == best[name]
+            cells += f'<td class="number{" best" if marked else ""}">{metric(name, value)}</td>'
+        rows.append(head_row(run_title(record), f'{cells}<td class="state">{escape(record.state)}</td>'))
     return plain_table(("run", *names, "state"), rows, "sided")
-
-
-def _metric_cell(name: str, value: float | None, best: float | None) -> str:
-    style = "number best" if value is not None and value == best else "number"
-    return f'<td class="{style}">{metric(name, value)}</td>'
 
 
 def _last_rows(records: Sequence[RunRecord]) -> str:
@@ -101,10 +97,6 @@ def _at(record: RunRecord) -> str:
     """After which stage a run is that goes on."""
     stages, total = len(record.metrics.matrix), len(record.run.tasks)
     return "" if stages == total else f" <small>after stage {stages} of {total}</small>"
-
-
-def _seen_means(record: RunRecord) -> list[Point]:
-    return [(stage, mean(row[:stage])) for stage, row in enumerate(record.metrics.matrix, start=1)]
 
 
 def _best(name: str, records: Sequence[RunRecord]) -> float | None:

@@ -33,11 +33,8 @@ def console_table(metrics: Metrics | Mapping[str, Any]) -> Table:
     """
     metrics = parse_metrics(metrics)
     tasks = range(len(metrics.tasks))
-    table = Table(title="Accuracy (percent)", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("after", no_wrap=True)
-    for task in tasks:
-        table.add_column(str(task + 1), justify="right")
-    table.add_column("seen", justify="right")
+    table = _table("Accuracy (percent)", "after", *(str(task + 1) for task in tasks), "seen")
+    table.columns[0].no_wrap = True
     if metrics.base_row is not None:
         table.add_row("0 base", *(percent(value, 2) for value in metrics.base_row), "", style="dim")
     for stage, name in enumerate(metrics.tasks):
@@ -72,43 +69,39 @@ def data_table(found: Sequence[TaskData]) -> Table:
     for heading in ("task", "file", "records", "images"):
         table.add_column(heading, justify="right" if heading in {"records", "images"} else "left")
     for data in found:
-        rows = list(data.records.items())
-        for number, (name, records) in enumerate(rows):
-            first = number == 0
-            table.add_row(
-                _text(data.task.name if first else ""),
-                _text(name),
-                str(records),
-                str(data.images) if first else "",
-                end_section=number == len(rows) - 1,
-            )
+        for number, (name, records) in enumerate(data.records.items()):
+            task, images = (data.task.name, str(data.images)) if number == 0 else ("", "")
+            table.add_row(_text(task), _text(name), str(records), images, end_section=number == len(data.records) - 1)
     return table
 
 
 def needs_tables(needs: Needs) -> list[Table]:
     """What a run will need: memory of a rank by step, disk, and time."""
     tokens = f", samples of {needs.size.length} tokens" if needs.size.length > 1 else ""
-    most = Table(title=f"Memory of each of {needs.ranks} ranks{tokens}", title_justify="left", box=SIMPLE_HEAD)
-    disk = Table(title="Disk, at the most", title_justify="left", box=SIMPLE_HEAD)
-    for table in (most, disk):
-        table.add_column("")
-    for step in needs.memory:
-        most.add_column(step, justify="right")
+    most = _table(f"Memory of each of {needs.ranks} ranks{tokens}", "", *needs.memory)
+    disk = _table("Disk, at the most", "", "bytes")
     for part in dict.fromkeys(part for parts in needs.memory.values() for part in parts):
         most.add_row(part, *(memory(parts.get(part)) for parts in needs.memory.values()))
     most.add_row("together", *(memory(sum(parts.values())) for parts in needs.memory.values()), style="bold")
-    disk.add_column("bytes", justify="right")
     for part, size in needs.disk.items():
         disk.add_row(part, memory(size))
     disk.add_row("together", memory(sum(needs.disk.values())), style="bold")
     if not needs.seconds:
         return [most, disk]
     title = "Forward and backward passes of all stages, estimated from this machine's rate of matrix products"
-    passes = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for step in needs.seconds:
-        passes.add_column(step, justify="right")
+    passes = _table(title, None, *needs.seconds)
     passes.add_row(*(duration(seconds) for seconds in needs.seconds.values()))
     return [most, disk, passes]
+
+
+def _table(title: str, first: str | None, *numbers: str) -> Table:
+    """A table with the headings of a column of names, if there is one, and of columns of numbers."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    if first is not None:
+        table.add_column(first)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    return table
 
 
 def _text(text: str, style: str = "") -> Text:
@@ -122,17 +115,12 @@ def scores_table(results: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Tabl
     Args:
         results: stage -> task -> `{"score", "strict_score"}` in percent.
     """
-    table = Table(title="Scores (percent)", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("stage")
-    for stage in results:
-        table.add_column(str(stage), justify="right")
+    table = _table("Scores (percent)", "stage", *map(str, results))
     for task in next(iter(results.values())):
-        scores = [by_task[task] for by_task in results.values()]
-        cells = [
-            percent(score["score"], 2)
-            + ("" if score["strict_score"] is None else f" ({percent(score['strict_score'], 2)})")
-            for score in scores
-        ]
+        cells = []
+        for score in (by_task[task] for by_task in results.values()):
+            strict = "" if score["strict_score"] is None else f" ({percent(score['strict_score'], 2)})"
+            cells.append(percent(score["score"], 2) + strict)
         table.add_row(_text(task), *cells)
     return table
 
@@ -140,10 +128,8 @@ def scores_table(results: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> Tabl
 def summary_table(metrics: Metrics | Mapping[str, Any]) -> Table:
     """The summary metrics with their definitions; takes and raises what `console_table` does."""
     metrics = parse_metrics(metrics)
-    title = f"Metrics after {len(metrics.matrix)} of {len(metrics.tasks)} stages"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("metric", style="bold")
-    table.add_column("value", justify="right")
+    table = _table(f"Metrics after {len(metrics.matrix)} of {len(metrics.tasks)} stages", "metric", "value")
+    table.columns[0].style = "bold"
     table.add_column("definition", style="dim")
     summary = metrics.summary or {}
     for name, meaning in shown([summary]).items():

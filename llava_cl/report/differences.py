@@ -9,6 +9,7 @@ from llava_cl.report.document import section
 from llava_cl.report.intervals import LEVEL, RESAMPLES, Difference, mean_difference, paired_difference
 from llava_cl.report.load import RunRecord, read_file
 from llava_cl.report.schema import StageScores, TaskScore
+from llava_cl.report.tables import head_row, plain_table
 from llava_cl.report.text import MISSING, escape, signed
 
 _REACH = 0.95
@@ -33,10 +34,12 @@ def difference_section(records: Sequence[RunRecord]) -> str:
     first, *others = (_scores(record, stage) for record in records)
     tasks = records[0].run.tasks
     found = [_differences(scores, first, tasks) for scores in others]
-    known = [one for row in found for one in row.values() if one is not None]
+    known = [one for row in found for one in row if one is not None]
     reach = max((abs(end) for one in known for end in (one.low, one.high)), default=0.0) or 1.0
-    rows = "".join(_row(run_title(record), row, reach) for record, row in zip(records[1:], found, strict=True))
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in (*tasks, "mean"))
+    rows = [
+        head_row(run_title(record), "".join(_cell(one, reach) for one in row))
+        for record, row in zip(records[1:], found, strict=True)
+    ]
     captions = any(score.metrics for score in first.values())
     note = (
         f"Points by which each run is above {records[0].run.name} ({records[0].directory.resolve().name}) after stage "
@@ -44,10 +47,7 @@ def difference_section(records: Sequence[RunRecord]) -> str:
         f"{RESAMPLES} resamples. In bold where the interval leaves zero out. It does not tell how much another seed "
         "would change." + (" Captions: the mean of the sentences' own scores." if captions else "")
     )
-    table = (
-        f'<div class="scroll"><table class="plain apart"><thead><tr><th scope="col">run</th>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
+    table = plain_table(("run", *tasks, "mean"), rows, "apart")
     return section(f"{records[0].run.benchmark}: differences", table, note)
 
 
@@ -61,14 +61,11 @@ def _scores(record: RunRecord, stage: int) -> dict[str, TaskScore]:
 
 def _differences(
     ours: Mapping[str, TaskScore], theirs: Mapping[str, TaskScore], tasks: Sequence[str]
-) -> dict[str, Difference | None]:
+) -> list[Difference | None]:
+    """Of each task, and of their mean."""
     pairs = {task: (ours[task].credits, theirs[task].credits) for task in tasks if task in ours and task in theirs}
-    by_task = {task: paired_difference(*pairs[task]) if task in pairs else None for task in tasks}
-    return {**by_task, "mean over tasks": mean_difference(pairs)}
-
-
-def _row(title: str, row: Mapping[str, Difference | None], reach: float) -> str:
-    return f'<tr><th scope="row">{title}</th>{"".join(_cell(one, reach) for one in row.values())}</tr>'
+    by_task = [paired_difference(*pairs[task]) if task in pairs else None for task in tasks]
+    return [*by_task, mean_difference(pairs)]
 
 
 def _cell(one: Difference | None, reach: float) -> str:

@@ -18,14 +18,11 @@ from llava_cl.terminal import printable
 
 Value = float | None
 
-_ESCAPES = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-}
+_NAMED = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
+_ESCAPES = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {character: rf"\text{name}{{}}" for character, name in _NAMED.items()}
+)
 
 
 def export_run(run_dir: Path) -> list[Path]:
@@ -106,4 +103,4 @@ def _minus(number: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return "".join(_ESCAPES.get(character, character) for character in printable(text))
+    return printable(text).translate(_ESCAPES)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,6 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from llava_cl.report.heatmap import colour_top
 from llava_cl.report.schema import Metrics, Row, first_probed
 from llava_cl.report.text import percent
 from llava_cl.store import atomic_path
@@ -45,21 +48,19 @@ def matrix_figure(metrics: Metrics, labels: list[str], rows: list[Row]) -> Figur
     tasks = metrics.tasks
     figure = Figure(figsize=(1.6 + 0.9 * len(tasks), 1.2 + 0.42 * len(rows)), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    values = [[float("nan") if value is None else value for value in row] for row in rows]
-    top = max((value for row in rows for value in row if value is not None), default=1.0)
-    scale = Normalize(0, max(top, 1.0))
-    axes.imshow(values, cmap=PALETTE, norm=scale, aspect="auto")
+    axes.imshow(np.array(rows, float), cmap=PALETTE, norm=Normalize(0, colour_top(rows)), aspect="auto")
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
             number = axes.text(j, i, percent(value), ha="center", va="center", fontsize=8)
             number.set_in_layout(False)  # laying out hundreds of numbers takes longer than drawing them
     offset = len(rows) - len(metrics.matrix)
     for stage in range(len(metrics.matrix)):
-        axes.add_patch(_frame(stage, stage + offset))
+        corner = stage - 0.48, stage + offset - 0.46
+        axes.add_patch(Rectangle(corner, 0.96, 0.92, fill=False, edgecolor="black", linewidth=1.2))
     axes.set_xticks(range(len(tasks)), tasks, fontsize=8, rotation=25, ha="left", parse_math=False)
     axes.set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
-    _plain(axes)
+    axes.spines[:].set_visible(False)
     return figure
 
 
@@ -80,20 +81,16 @@ def curves_figure(metrics: Metrics, rows: list[Row]) -> Figure:
 
 
 def labelled_rows(metrics: Metrics) -> tuple[list[str], list[Row]]:
-    """The rows of accuracies that there are, the base's first if it was evaluated, and what each is called."""
-    labels = [f"{number} {metrics.tasks[number - 1]}" for number in range(1, len(metrics.matrix) + 1)]
-    if metrics.base_row is None:
-        return labels, list(metrics.matrix)
-    return ["base", *labels], [metrics.base_row, *metrics.matrix]
+    """The rows of accuracies that there are, and what each is called."""
+    names = ["base", *(f"{number} {task}" for number, task in enumerate(metrics.tasks, start=1))]
+    return names[metrics.first_stage :][: len(metrics.rows)], metrics.rows
 
 
 def _curves(axes: Axes, names: list[str], rows: list[Row], first: int, title: str) -> None:
     stages = range(first, first + len(rows))
-    colours = _colours(len(names))
-    for index, (name, column) in enumerate(zip(names, zip(*rows, strict=True), strict=True)):
-        values = [float("nan") if value is None else value for value in column]
-        style = DASHES[index % len(DASHES)]
-        axes.plot(stages, values, style, color=colours[index], linewidth=1.5, label=name)
+    columns = np.array(rows, float).T
+    for name, values, colour, style in zip(names, columns, _colours(len(names)), cycle(DASHES), strict=False):
+        axes.plot(stages, values, style, color=colour, linewidth=1.5, label=name)
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_xticks(stages, ["base" if stage == 0 else str(stage) for stage in stages], fontsize=8)
     axes.tick_params(labelsize=8, colors=MUTED)
@@ -102,18 +99,9 @@ def _curves(axes: Axes, names: list[str], rows: list[Row], first: int, title: st
     legend = axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for text in legend.get_texts():
         text.set_parse_math(False)
-    _plain(axes)
-
-
-def _frame(column: int, row: int) -> Rectangle:
-    return Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, fill=False, edgecolor="black", linewidth=1.2)
+    axes.spines[:].set_visible(False)
 
 
 def _colours(count: int) -> list[tuple[float, float, float, float]]:
     """From dark to light, as people with any colour vision see them; neighbours have other dashes too."""
     return [colormaps["cividis"](0.9 * index / max(count - 1, 1)) for index in range(count)]
-
-
-def _plain(axes: Axes) -> None:
-    for spine in axes.spines.values():
-        spine.set_visible(False)

@@ -109,8 +109,8 @@ def load_run(run_dir: Path) -> RunRecord:
             wrong.append("field tasks: not the tasks of run.json")
         problems += (f"{run_dir / 'metrics.json'}: {problem}" for problem in wrong)
         metrics = None if wrong else metrics
-    stages = {}
-    scores = None
+    stages: dict[int, StageRecord] = {}
+    scores: dict[str, TaskScore] = {}
     scores_stage = None
     directory = RunDirectory(run_dir, run.tasks)
     for stage in (directory.stage(0), *directory.stages()):
@@ -120,7 +120,7 @@ def load_run(run_dir: Path) -> RunRecord:
         if stage.scores.exists() and (found := read_file(StageScores, stage.scores, problems)):
             scores, scores_stage = found.scores, stage.stage
     known = metrics or Metrics(format=1, tasks=run.tasks)
-    return RunRecord(run_dir, run, known, stages, scores or {}, scores_stage, tuple(problems))
+    return RunRecord(run_dir, run, known, stages, scores, scores_stage, tuple(problems))
 
 
 def verified(record: RunRecord) -> RunRecord:
@@ -185,13 +185,11 @@ def read_file(schema: type[Record], path: Path, problems: list[str]) -> Record |
 
 def _problems(error: ValidationError, where: str) -> list[str]:
     return [
-        f"{where}: {_field(detail['loc'])}{detail['msg'][:1].lower()}{detail['msg'][1:]}"
+        where
+        + (f": field {'.'.join(map(str, detail['loc']))}" if detail["loc"] else "")
+        + f": {detail['msg'][:1].lower()}{detail['msg'][1:]}"
         for detail in error.errors(include_url=False)
     ]
-
-
-def _field(location: tuple[int | str, ...]) -> str:
-    return f"field {'.'.join(map(str, location))}: " if location else ""
 
 
 def _read_log(path: Path, problems: list[str]) -> dict[int, LogLine]:

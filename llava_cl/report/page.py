@@ -17,6 +17,10 @@ from llava_cl.report.timeline import timeline
 from llava_cl.store import write_text
 
 TILES = {"MFN": "mean accuracy (MFN)", "BWT": "backward transfer (BWT)", "Transfer": "before learning (Transfer)"}
+ANSWERS = (
+    "What became of each task's test questions since the task was learned, and a few of them with what the model "
+    "said after every stage. Full cells are right answers, empty ones wrong; the framed stage learned the task."
+)
 
 
 def write_report(run_dir: Path) -> Path:
@@ -52,21 +56,21 @@ def render_page(
     state = record.state
     if ended:
         state = state.replace("under way", ended) if record.current is not None else f"{state}, then {ended}"
-    parts = (_metrics, _curves, _retention, _bases, _losses, _costs, _settings)
     body = [
         _headline(record, f"{state}: {status}" if status else state),
         _damage(record),
         _accuracy(record),
-        _answers(answers),
-        *(part(record) for part in parts),
+        section("Answers", answers, ANSWERS) if answers else "",
+        *(part(record) for part in (_metrics, _curves, _retention, _bases, _losses, _costs, _settings)),
     ]
     return document(f"{record.run.name}: {state}", "".join(body), refresh)
 
 
 def _headline(record: RunRecord, state: str) -> str:
     run = record.run
+    progress = {number: "done" if stage.committed else "underway" for number, stage in record.stages.items()}
     pips = "".join(
-        f'<li class="{_progress(record, number)}" title="{escape(task)}"><span>{number}</span> {escape(task)}</li>'
+        f'<li class="{progress.get(number, "ahead")}" title="{escape(task)}"><span>{number}</span> {escape(task)}</li>'
         for number, task in enumerate(run.tasks, start=1)
     )
     facts = (
@@ -92,19 +96,11 @@ def _damage(record: RunRecord) -> str:
     return section("Damaged", f'<ul class="damage">{listed}</ul>', note)
 
 
-def _progress(record: RunRecord, number: int) -> str:
-    stage = record.stages.get(number)
-    if stage is None:
-        return "ahead"
-    return "done" if stage.committed else "underway"
-
-
 def _tiles(record: RunRecord) -> str:
-    summary, probes = record.metrics.summary or {}, record.metrics.probes.rows
+    summary, probes, matrix = record.metrics.summary or {}, record.metrics.probes.rows, record.metrics.matrix
     tiles: dict[str, str] = {}
-    if not summary and record.metrics.matrix:
-        stages = len(record.metrics.matrix)
-        tiles["mean accuracy of the tasks seen"] = percent(mean(record.metrics.matrix[-1][:stages]), 2)
+    if not summary and matrix:
+        tiles["mean accuracy of the tasks seen"] = percent(mean(matrix[-1][: len(matrix)]), 2)
     tiles |= {text: metric(name, summary[name]) for name, text in TILES.items() if summary.get(name) is not None}
     if len(probes) > 1:
         before, now = mean(probes[0]), mean(probes[-1])
@@ -133,28 +129,16 @@ def _accuracy(record: RunRecord) -> str:
     return section("Accuracy", body, note)
 
 
-def _answers(drawn: str) -> str:
-    note = (
-        "What became of each task's test questions since the task was learned, and a few of them with what the model "
-        "said after every stage. Full cells are right answers, empty ones wrong; the framed stage learned the task."
-    )
-    return section("Answers", drawn, note) if drawn else ""
-
-
 def _metrics(record: RunRecord) -> str:
-    if not record.metrics.summary:
-        return ""
-    return section("Metrics", metrics_table(record.metrics.summary))
+    return section("Metrics", metrics_table(record.metrics.summary)) if record.metrics.summary else ""
 
 
 def _curves(record: RunRecord) -> str:
     metrics = record.metrics
-    first = 1 if metrics.base_row is None else 0
-    rows = metrics.matrix if metrics.base_row is None else [metrics.base_row, *metrics.matrix]
-    if not rows:
+    if not metrics.rows:
         return ""
-    lines = columns_over_stages(rows, first)
-    drawn = stage_panels(metrics.tasks, lines, (first, len(metrics.tasks)), "tasks", learned=True)
+    lines = columns_over_stages(metrics.rows, metrics.first_stage)
+    drawn = stage_panels(metrics.tasks, lines, (metrics.first_stage, len(metrics.tasks)), "tasks", learned=True)
     note = "Every task's accuracy by stage, dashed until the task is learned; the other tasks are faint."
     return section("Through the stages", drawn, note)
 
@@ -170,13 +154,11 @@ def _retention(record: RunRecord) -> str:
 
 def _bases(record: RunRecord) -> str:
     stages = record.metrics.stages
-    rank = basis_panels(stages, lambda layer: layer.fill, "rank of the basis")
-    energy = basis_panels(stages, lambda layer: layer.energy, "protected energy")
     html = ""
-    if rank:
+    if rank := basis_panels(stages, lambda layer: layer.fill, "rank of the basis"):
         note = "Share of each layer's input dimensions that is protected: blocks across, stages down, means right."
         html += section("Rank of the bases", panels(rank), note)
-    if energy:
+    if energy := basis_panels(stages, lambda layer: layer.energy, "protected energy"):
         note = "Share of each weight's squared norm that is in protected directions, in the same way."
         html += section("Protected energy", panels(energy), note)
     return html

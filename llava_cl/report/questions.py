@@ -53,7 +53,7 @@ class Questions:
 
     def find(self, task: str, ids: Sequence[str]) -> dict[str, Question]:
         """The questions of a task by id; none where the data cannot be read."""
-        config = self._task(task)
+        config = next((known for known in self._evaluated if known.name == task), None)
         if self._config is None or config is None:
             return {}
         try:
@@ -63,28 +63,24 @@ class Questions:
             return {}
         names = self.class_names(task)
         found = {}
-        for id_ in ids:
-            if id_ in records:
-                pictures = picture_places(self._config, config, records[id_])
-                answer = records[id_].answer
-                found[id_] = Question(names.get(answer, answer), len(pictures), self._first(pictures))
+        for record in (records[id_] for id_ in ids if id_ in records):
+            pictures = picture_places(self._config, config, record)
+            reference = names.get(record.answer, record.answer)
+            found[str(record.id)] = Question(reference, len(pictures), self._first(pictures))
         return found
 
     def class_names(self, task: str) -> dict[str, str]:
         """What the class folders that a task's answers name are called; its own, then those of the other tasks."""
-        if self._config is None:
-            return {}
         found: dict[str, str] = {}
-        for other in sorted(self._config.benchmark.evaluated, key=lambda other: other.name == task):
+        for other in sorted(self._evaluated, key=lambda other: other.name == task):
             if isinstance(other, ClassTaskConfig):
                 with contextlib.suppress(InputError):  # its folders are not there, so their names are not known
                     found |= dict(zip(other.folders, other.class_names(), strict=True))
         return found
 
-    def _task(self, name: str) -> AnyTask | None:
-        if self._config is None:
-            return None
-        return next((task for task in self._config.benchmark.evaluated if task.name == name), None)
+    @property
+    def _evaluated(self) -> Sequence[AnyTask]:
+        return self._config.benchmark.evaluated if self._config else ()
 
     def _first(self, pictures: Sequence[tuple[str, Path]]) -> Picture | None:
         if not pictures:

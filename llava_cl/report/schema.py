@@ -98,6 +98,16 @@ class Metrics(_Schema):
     majority: dict[str, FiniteFloat | None] = {}
     stages: list[StageCost] = []
 
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of accuracies that there are, the base's first if it was evaluated."""
+        return [*([] if self.base_row is None else [self.base_row]), *self.matrix]
+
+    @property
+    def first_stage(self) -> int:
+        """The stage of the first row: 0 where the base was evaluated, else 1."""
+        return int(self.base_row is None)
+
     def shape_problems(self) -> list[str]:
         """Every row whose length does not match its header, and every table with too many rows."""
         width = len(self.tasks)

@@ -44,12 +44,7 @@ def ghost_lines(identifier: str, frame: Frame, lines: Sequence[Sequence[Point]])
 
 
 def line_chart(
-    frame: Frame,
-    points: Sequence[Point],
-    label: str,
-    *,
-    learned: float | None = None,
-    ghosts: str | None = None,
+    frame: Frame, points: Sequence[Point], label: str, *, learned: float | None = None, ghosts: str | None = None
 ) -> str:
     """One line over its axes.
 
@@ -95,11 +90,9 @@ def fill_map(rows: Sequence[tuple[str, Sequence[float | None]]], ends: tuple[str
             if share is not None:
                 box = f"M{left + column * width:.1f} {top}h{width:.1f}v{cell - 1}h-{width:.1f}z"
                 cells.setdefault(round(min(max(share, 0.0), 1.0) * LEVELS), []).append(box)
-        known = [share for share in shares if share is not None]
         texts.append(_text(left - 5, top + cell - 3.5, name, "end"))
-        if known:
-            mean = f"{100 * sum(known) / len(known):.1f}%"
-            texts.append(_text(WIDTH, top + cell - 3.5, mean, "end"))
+        if known := [share for share in shares if share is not None]:
+            texts.append(_text(WIDTH, top + cell - 3.5, f"{100 * sum(known) / len(known):.1f}%", "end"))
     height = len(rows) * cell
     grid = f'<path class="slot" d="M{left} 0h{WIDTH - left - right}v{height - 1}H{left}z"/>' + "".join(
         f'<path class="fill" fill-opacity="{level / LEVELS:.2f}" d="{"".join(boxes)}"/>'
@@ -118,10 +111,7 @@ def downsample(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -
         return list(points)
     edges = [count * index // limit for index in range(limit + 1)]
     return [
-        (
-            sum(x for x, _ in points[start:end]) / (end - start),
-            sum(y for _, y in points[start:end]) / (end - start),
-        )
+        (sum(x for x, _ in points[start:end]) / (end - start), sum(y for _, y in points[start:end]) / (end - start))
         for start, end in pairwise(edges)
     ]
 

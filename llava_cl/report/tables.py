@@ -24,11 +24,15 @@ def plain_table(columns: Sequence[str], rows: Sequence[str], style: str = "") ->
     return f'<div class="scroll"><table class="plain {style}">{head}{body}</table></div>'
 
 
+def head_row(head: str, cells: str) -> str:
+    """A row and its name, both HTML."""
+    return f'<tr><th scope="row">{head}</th>{cells}</tr>'
+
+
 def metrics_table(summary: Mapping[str, float | None]) -> str:
     """Every summary metric with its value and its definition in one line."""
     rows = [
-        f'<tr><th scope="row">{escape(name)}</th><td class="number">{metric(name, summary.get(name))}</td>'
-        f"<td>{escape(meaning)}</td></tr>"
+        head_row(escape(name), f'<td class="number">{metric(name, summary.get(name))}</td><td>{escape(meaning)}</td>')
         for name, meaning in shown([summary]).items()
     ]
     return plain_table((), rows, "metrics")
@@ -39,10 +43,9 @@ def score_table(scores: Mapping[str, TaskScore]) -> str:
     rows = []
     for task, score in scores.items():
         parts = ", ".join(f"{name} {percent(value, 2)}" for name, value in score.metrics.items())
-        numbers = [percent(score.score, 2), percent(score.strict_score, 2), str(score.items)]
+        numbers = (percent(score.score, 2), percent(score.strict_score, 2), score.items)
         cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
-        texts = f"<td>{escape(score.scorer)}</td><td>{escape(parts)}</td>"
-        rows.append(f'<tr><th scope="row">{escape(task)}</th>{cells}{texts}</tr>')
+        rows.append(head_row(escape(task), f"{cells}<td>{escape(score.scorer)}</td><td>{escape(parts)}</td>"))
     return plain_table(("task", "score", "strict", "questions", "scorer", "parts"), rows)
 
 
@@ -58,22 +61,17 @@ def cost_table(stages: Sequence[StageCost]) -> str:
     rates = [(text, key) for text, key in RATES.items() if any(key in stage.training for stage in stages)]
     rows = []
     for stage in stages:
-        times = "".join(
-            _step_cell(stage.seconds.get(step), stage.step_memory_bytes.get(step), longest) for step in steps
-        )
-        total = duration(sum(stage.seconds.values()))
-        peak = _bar_cell(memory(stage.peak_memory_bytes), stage.peak_memory_bytes or 0, largest)
-        rows.append(
-            f'<tr><th scope="row">{stage.stage} {escape(stage.task)}</th>{times}'
-            f'<td class="number total">{total}</td>{peak}'
-            f"{''.join(_rate_cell(stage.training.get(key)) for _, key in rates)}</tr>"
-        )
+        cells = [_step_cell(stage.seconds.get(step), stage.step_memory_bytes.get(step), longest) for step in steps]
+        cells.append(f'<td class="number total">{duration(sum(stage.seconds.values()))}</td>')
+        cells.append(_bar_cell(memory(stage.peak_memory_bytes), stage.peak_memory_bytes or 0, largest))
+        cells += [_rate_cell(stage.training.get(key)) for _, key in rates]
+        rows.append(head_row(f"{stage.stage} {escape(stage.task)}", "".join(cells)))
     return plain_table(("stage", *steps, "total", "peak memory", *(text for text, _ in rates)), rows, "cost")
 
 
 def settings_table(settings: Mapping[str, Any]) -> str:
     """A nested mapping as one row per leaf, keys joined by dots."""
-    rows = [f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in _leaves(settings)]
+    rows = [head_row(escape(key), f"<td>{escape(value)}</td>") for key, value in _leaves(settings)]
     return plain_table((), rows, "settings")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from llava_cl.errors import InputError
-from llava_cl.report.histories import Fate, History, Said, TaskHistory, read_histories
+from llava_cl.report.histories import Fate, History, TaskHistory, read_histories
 from llava_cl.report.load import RunRecord
 from llava_cl.report.questions import Question, Questions
 from llava_cl.report.text import escape
@@ -68,9 +68,9 @@ def _task(history: TaskHistory, number: str, questions: Questions, opened: bool)
         if history.graded
         else ""
     )
-    head = f'<span class="name">{f"<b>{number}</b> " if number else ""}{escape(history.task)}</span>'
     return (
-        f'<details class="task" data-task="{escape(history.task)}"{" open" if opened else ""}><summary>{head}'
+        f'<details class="task" data-task="{escape(history.task)}"{" open" if opened else ""}><summary>'
+        f'<span class="name">{f"<b>{number}</b> " if number else ""}{escape(history.task)}</span>'
         f'<small>{learned}</small><span class="fates" aria-hidden="true">{bar}</span>'
         f'<span class="shares">{text}</span></summary>{note}<div class="cards">{cards}</div></details>'
     )
@@ -100,19 +100,13 @@ def _card(history: TaskHistory, one: History, question: Question | None, names: 
 
 def _strip(history: TaskHistory, one: History) -> str:
     """A cell for each stage, as high as the answer is good."""
+    framed = ' class="learned"'
     cells = "".join(
-        f'<i{_framed(stage == history.learned)} style="--c:{_quality(said, history):.2g}"></i>'
+        f"<i{framed if stage == history.learned else ''} "
+        f'style="--c:{min(max(said.credit / history.scale, 0.0), 1.0):.2g}"></i>'
         for stage, said in zip(history.stages, one.said, strict=True)
     )
     return f'<div class="strip" aria-hidden="true">{cells}</div>'
-
-
-def _framed(learned: bool) -> str:
-    return ' class="learned"' if learned else ""
-
-
-def _quality(said: Said, history: TaskHistory) -> float:
-    return min(max(said.credit / history.scale, 0.0), 1.0)
 
 
 def _answers(history: TaskHistory, one: History, names: Mapping[str, str]) -> str:

@@ -12,8 +12,8 @@ smallest directions, and `truncate_spectrum` are always float64.
 """
 
 from llava_cl.subspace.bases import expand_basis, orthonormal, principal_basis, truncate_spectrum
+from llava_cl.subspace.linalg import full_precision
 from llava_cl.subspace.minor import minor_basis
-from llava_cl.subspace.precision import full_precision
 from llava_cl.subspace.residual import ResidualDirections, residual_directions
 from llava_cl.subspace.sketch import Sketch, sketch_shapes
 

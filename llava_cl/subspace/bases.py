@@ -14,6 +14,7 @@ from llava_cl.subspace.linalg import (
     checked_energy,
     checked_matrix,
     completing_directions,
+    full_precision,
     is_large,
     largest_directions,
     leading_directions,
@@ -22,7 +23,6 @@ from llava_cl.subspace.linalg import (
     squared_norm,
     with_fixed_signs,
 )
-from llava_cl.subspace.precision import full_precision
 
 WINDOW = 64
 """Directions on either side of a threshold that are told apart in float64."""

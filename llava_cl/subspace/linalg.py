@@ -1,4 +1,4 @@
-"""The exact decompositions that the subspace functions share, and their checks.
+"""The exact decompositions that the subspace functions share, their precision and their checks.
 
 A full SVD of a 4096 x 11008 weight is needlessly slow: the eigenvectors of its smaller Gram matrix are the
 same directions. A Gram matrix squares the condition number, which costs accuracy for the small directions
@@ -8,7 +8,9 @@ kept; the rest are found again from what remains after these have been projected
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,36 @@ ENERGY_ROUNDING = 1e-12
 
 LOST_ORTHONORMALITY = 1e-3
 """A basis that leaves more than this fraction of a matrix behind when it is projected out is refused."""
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Switches TF32, bfloat16 products and autocast off inside, and leaves all settings as they were before.
+
+    Of the old and the new settings of torch, set so that they contradict each other, the new ones are left so. A new
+    one that followed the setting of all backends keeps its value, and follows no more.
+    """
+    backends: Any = torch.backends
+    flags = [backends.cuda.matmul, backends.mkldnn.matmul]
+    precisions = [flag.fp32_precision for flag in flags]
+    legacy = _legacy_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        if legacy is not None:
+            torch.set_float32_matmul_precision(legacy)
+        for flag, precision in zip(flags, precisions, strict=True):
+            flag.fp32_precision = precision
+
+
+def _legacy_precision() -> str | None:
+    """The global setting; None where the backends' flags differ from it, as torch then refuses to tell it."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def checked_matrix(name: str, matrix: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from llava_cl.subspace.linalg import (
     checked_basis,
     checked_matrix,
     completing_directions,
+    full_precision,
     is_large,
     leading_directions,
     project_out,
     with_fixed_signs,
 )
-from llava_cl.subspace.precision import full_precision
 
 logger = logging.getLogger(__name__)
 
