@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.progress import TaskID
@@ -15,9 +15,6 @@ from rich.progress import TaskID
 from llava_cl.errors import InputError, LlavaClError
 from llava_cl.stopping import Stopped
 from llava_cl.terminal import Terminal, prepare_streams, say
-
-if TYPE_CHECKING:
-    from llava_cl.store import RunDirectory
 
 app = typer.Typer(
     name="llava-cl",
@@ -78,7 +75,7 @@ def run(
         Tracking(resolved, launch.output, display.note) as tracking,
     ):
 
-        def after_stage(_: RunDirectory) -> None:
+        def after_stage(_: object) -> None:
             page.committed()
             tracking.update()
 

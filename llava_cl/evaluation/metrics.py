@@ -108,10 +108,8 @@ def class_incremental(matrix: Matrix, test_counts: Sequence[int]) -> ClassIncrem
         sum(count * score for count, score in zip(test_counts, row, strict=False)) / sum(test_counts[: t + 1])
         for t, row in enumerate(lower)
     ]
-    forgetting = [0.0]
-    for t in range(1, size):
-        drops = [max(lower[s][i] for s in range(i, t + 1)) - lower[t][i] for i in range(t)]
-        forgetting.append(sum(drops) / t)
+    drops = [[max(lower[s][i] for s in range(i, t + 1)) - lower[t][i] for i in range(t)] for t in range(1, size)]
+    forgetting = [0.0, *(sum(row) / len(row) for row in drops)]
     return ClassIncremental(accuracies, accuracies[-1], sum(accuracies) / size, forgetting)
 
 

@@ -78,18 +78,14 @@ class KeepLora(Method):
 
     def protect(self, statistics: LayerStatistics, basis: Tensor | None) -> Tensor | None:
         """The basis grown by the gradient's input directions, or by the principal input features."""
-        if self._options.protect is None:
+        kind, energy = self._options.protect, self._options.energy
+        if kind is None:
             return basis
-        if self._options.protect == "gradient":
-            assert statistics.gradient is not None
-            directions = statistics.gradient.T
-        elif self._options.protect == "feature":
-            assert statistics.second_moment is not None
-            directions = square_root(statistics.second_moment)
-        else:
-            assert statistics.mean_input is not None
-            directions = statistics.mean_input
-            if basis is None:
-                # The authors' CLIP code leaves the crossing direction out of a first basis.
-                return principal_basis(directions.T, self._options.energy)
-        return expand_basis(basis, directions, self._options.energy)
+        measured = getattr(statistics, _STATISTIC[kind])
+        assert measured is not None
+        if kind == "mean_feature" and basis is None:
+            # The authors' CLIP code leaves the crossing direction out of a first basis.
+            return principal_basis(measured.T, energy)
+        if kind == "feature":
+            measured = square_root(measured)
+        return expand_basis(basis, measured.T if kind == "gradient" else measured, energy)

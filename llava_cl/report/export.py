@@ -90,16 +90,12 @@ def _latex(columns: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 
 def _latex_row(row: Sequence[str | Value], bold: int | None) -> list[str]:
-    cells = [_escape(cell) if isinstance(cell, str) else _minus(_cell(cell) or "--") for cell in row]
+    cells = [_escape(cell) if isinstance(cell, str) else _cell(cell).replace("-", "$-$") or "--" for cell in row]
     return [rf"\textbf{{{cell}}}" if number == bold else cell for number, cell in enumerate(cells)]
 
 
 def _cell(value: str | Value) -> str:
     return printable(value) if isinstance(value, str) else "" if value is None else f"{value:.2f}"
-
-
-def _minus(number: str) -> str:
-    return f"$-${number[1:]}" if number.startswith("-") and number != "--" else number
 
 
 def _escape(text: str) -> str:

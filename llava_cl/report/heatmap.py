@@ -54,12 +54,10 @@ def accuracy_table(
 def heat_table(corner: str, columns: Sequence[str], last: str, rows: Sequence[str], style: str) -> str:
     """A table of `heat_row` rows, set closer where there are many columns; the heads are escaped here."""
     spacing = " dense" if len(columns) > DENSE_COLUMNS else ""
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in (corner, *columns))
     return (
-        f'<div class="scroll"><table class="heat {style}{spacing}"><thead><tr><th scope="col">{escape(corner)}</th>'
-        f"{heads}"
-        f'<th scope="col" class="mean">{escape(last)}</th></tr></thead><tbody>{"".join(rows)}</tbody>'
-        "</table></div>"
+        f'<div class="scroll"><table class="heat {style}{spacing}"><thead><tr>{heads}'
+        f'<th scope="col" class="mean">{escape(last)}</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 

@@ -100,9 +100,7 @@ def load_run(run_dir: Path) -> RunRecord:
     run = read_file(RunInfo, run_dir / "run.json", problems)
     if run is None:
         raise InputError(*problems)
-    metrics = None
-    if (run_dir / "metrics.json").exists():
-        metrics = read_file(Metrics, run_dir / "metrics.json", problems)
+    metrics = read_file(Metrics, run_dir / "metrics.json", problems) if (run_dir / "metrics.json").exists() else None
     if metrics is not None:
         wrong = metrics.shape_problems()
         if metrics.tasks != run.tasks:

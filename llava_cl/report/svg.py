@@ -29,12 +29,9 @@ class Frame:
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """The pixel of a data point; values beyond the range are drawn on its edge."""
-        across = _share(x, self.x_range)
-        up = _share(y, self.y_range)
-        return (
-            round(LEFT + across * (WIDTH - LEFT - RIGHT), 1),
-            round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1),
-        )
+        across = LEFT + _share(x, self.x_range) * (WIDTH - LEFT - RIGHT)
+        down = HEIGHT - BOTTOM - _share(y, self.y_range) * (HEIGHT - TOP - BOTTOM)
+        return round(across, 1), round(down, 1)
 
 
 def ghost_lines(identifier: str, frame: Frame, lines: Sequence[Sequence[Point]]) -> str:

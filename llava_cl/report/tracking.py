@@ -146,18 +146,15 @@ class Tracking(Watcher):
 
     def stage_begins(self, stage: int, task: str, total: int) -> None:
         """Opens what curves are written to, so that a setting that is wrong is told before anything is spent."""
-        self._update(InputError)
+        self.update(InputError)
 
     def event(self, event: Event) -> None:
         if event.step == "train" and time.monotonic() >= self._next:
             self.update()
             self._next = time.monotonic() + SECONDS
 
-    def update(self) -> None:
-        """Logs what is new: steps of trainings, and results of stages."""
-        self._update()
-
-    def _update(self, *fatal: type[Exception]) -> None:
+    def update(self, *fatal: type[Exception]) -> None:
+        """Logs what is new: steps of trainings, and results of stages. Only errors that are `fatal` are raised."""
         for name in self._sinks:
             with self._noted.failing("curves are incomplete", *fatal):
                 record = load_run(self._run_dir)

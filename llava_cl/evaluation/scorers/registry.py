@@ -77,8 +77,7 @@ SCORERS: dict[str, Scorer] = {
         strict=rules.unless_unanswerable(rules.strict_contains),
     ),
     "contains": Scorer(
-        credit=rules.unless_unanswerable(rules.contains),
-        strict=rules.unless_unanswerable(rules.strict_contains),
+        credit=rules.unless_unanswerable(rules.contains), strict=rules.unless_unanswerable(rules.strict_contains)
     ),
     "by_source": Scorer(
         credit=rules.unless_unanswerable(rules.by_source),
@@ -116,8 +115,8 @@ def score(
     """
     scorer = SCORERS.get(scorer_name)
     if scorer is None:
-        close = near_miss(scorer_name, SCORERS)
-        raise InputError(f"unknown scorer '{scorer_name}'; known: {', '.join(sorted(SCORERS))}.{close}")
+        known = f"{', '.join(sorted(SCORERS))}.{near_miss(scorer_name, SCORERS)}"
+        raise InputError(f"unknown scorer '{scorer_name}'; known: {known}")
     predictions, unmatched = _matched(questions, answers)
     if scorer.captions is not None:
         broken = [id_ for id_, text in predictions.items() if SURROGATE.search(text)]
@@ -156,9 +155,8 @@ def _matched(
         if isinstance(id_, bool) or not isinstance(id_, str | int):
             problems.append(f"prediction {number}: question_id is {shown(id_)}, but must be a string or an integer.")
         elif not isinstance(text, str):
-            problems.append(
-                f"prediction {number} (question {shown(id_)}): text is {shown(text)}, but must be a string."
-            )
+            where = f"prediction {number} (question {shown(id_)})"
+            problems.append(f"{where}: text is {shown(text)}, but must be a string.")
             texts.setdefault(str(id_), "")
         elif str(id_) in texts:
             doubled.append(id_)
