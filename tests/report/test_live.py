@@ -8,10 +8,21 @@ import time
 import pytest
 from rich.console import Console
 
+from llava_cl.pipeline.orchestrator import Watcher
 from llava_cl.pipeline.progress import Event
 from llava_cl.report.live import LiveDisplay
+from llava_cl.report.watchers import Watchers
 
 METRICS = {"tasks": ["Colour", "Tone"], "matrix": [[50.0, 25.0]], "base_row": [10.0, 0.0]}
+EVENTS = {
+    "checking": ("records",),
+    "note": ("a note",),
+    "plans": ({1: {"train": 10.0}},),
+    "stage_begins": (1, "Colour", 3),
+    "event": (Event(1, "train", 5, 10),),
+    "stage_ends": (1, METRICS),
+}
+"""What a watcher is told, and an example of each."""
 
 
 def lines_of(*, terminal: bool) -> str:
@@ -47,6 +58,22 @@ def test_the_time_left_in_a_step_is_told_before_any_stage_is_done(monkeypatch: p
         display.event(Event(1, "train", 5, 10))
     (line,) = [line for line in stream.getvalue().splitlines() if "5/10" in line]
     assert line.endswith(" left")
+
+
+def test_several_watchers_are_told_all_of_it_in_their_order() -> None:
+    told: list[tuple[object, ...]] = []
+
+    def noting(who: str) -> Watcher:
+        watcher = Watcher()
+        for name in EVENTS:
+            setattr(watcher, name, lambda *what, name=name: told.append((who, name, *what)))
+        return watcher
+
+    watchers = Watchers(noting("first"), noting("second"))
+    for name, what in EVENTS.items():
+        getattr(watchers, name)(*what)
+    assert EVENTS.keys() == {name for name in vars(Watcher) if not name.startswith("_")}
+    assert told == [(who, name, *what) for name, what in EVENTS.items() for who in ("first", "second")]
 
 
 def test_terminal_gets_a_bar_with_amounts() -> None:
