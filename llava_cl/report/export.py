@@ -41,8 +41,8 @@ def export_run(run_dir: Path) -> list[Path]:
     labels, rows = labelled_rows(metrics)
     if not rows:
         return []
-    first = len(metrics.matrix) - len(rows)
-    seen = [mean(row[: number + 1]) if number >= 0 else None for number, row in enumerate(rows, start=first)]
+    first = metrics.first_stage
+    seen = [mean(row[:stage]) if stage else None for stage, row in enumerate(rows, start=first)]
     table = [[label, *row, average] for label, row, average in zip(labels, rows, seen, strict=True)]
     summary = metrics.summary or {}
     names = [name for name in shown([summary]) if summary.get(name) is not None]
@@ -51,9 +51,9 @@ def export_run(run_dir: Path) -> list[Path]:
         "accuracy_matrix.tex": _latex(
             "l" + "r" * (len(metrics.tasks) + 1),
             ["after", *metrics.tasks, "seen so far"],
-            [_latex_row(row, number if number > 0 else None) for number, row in enumerate(table, start=first + 1)],
+            [_latex_row(row, stage or None) for stage, row in enumerate(table, start=first)],
         ),
-        "curves.csv": _csv(["stage", "kind", "name", "accuracy"], _points(metrics, rows, first + 1)),
+        "curves.csv": _csv(["stage", "kind", "name", "accuracy"], _points(metrics)),
         "metrics.csv": _csv(["metric", "value"], [[name, summary[name]] for name in names]),
         "metrics.tex": _latex("r" * len(names), names, [_latex_row([summary[name] for name in names], None)]),
     }
@@ -62,15 +62,16 @@ def export_run(run_dir: Path) -> list[Path]:
     return [*write_figures(metrics, folder), *(folder / name for name in content)]
 
 
-def _points(metrics: Metrics, rows: Sequence[Sequence[Value]], first: int) -> list[list[str | Value]]:
+def _points(metrics: Metrics) -> list[list[str | Value]]:
     """Every accuracy as a row of its own: stage, task or probe, name, percent."""
-    points: list[list[str | Value]] = []
     probes = metrics.probes
-    kinds = (("task", metrics.tasks, rows, first), ("probe", probes.names, probes.rows, first_probed(metrics)))
-    for kind, names, lines, start in kinds:
-        for stage, line in enumerate(lines, start=start):
-            points += [[str(stage), kind, name, value] for name, value in zip(names, line, strict=True)]
-    return points
+    of_tasks = "task", metrics.tasks, metrics.rows, metrics.first_stage
+    return [
+        [str(stage), kind, name, value]
+        for kind, names, rows, first in (of_tasks, ("probe", probes.names, probes.rows, first_probed(metrics)))
+        for stage, row in enumerate(rows, start=first)
+        for name, value in zip(names, row, strict=True)
+    ]
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[str | Value]]) -> str:

@@ -53,9 +53,8 @@ def matrix_figure(metrics: Metrics, labels: list[str], rows: list[Row]) -> Figur
         for j, value in enumerate(row):
             number = axes.text(j, i, percent(value), ha="center", va="center", fontsize=8)
             number.set_in_layout(False)  # laying out hundreds of numbers takes longer than drawing them
-    offset = len(rows) - len(metrics.matrix)
-    for stage in range(len(metrics.matrix)):
-        corner = stage - 0.48, stage + offset - 0.46
+    for task in range(len(metrics.matrix)):
+        corner = task - 0.48, task + 1 - metrics.first_stage - 0.46
         axes.add_patch(Rectangle(corner, 0.96, 0.92, fill=False, edgecolor="black", linewidth=1.2))
     axes.set_xticks(range(len(tasks)), tasks, fontsize=8, rotation=25, ha="left", parse_math=False)
     axes.set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
@@ -70,8 +69,7 @@ def curves_figure(metrics: Metrics, rows: list[Row]) -> Figure:
     beside = bool(probes.rows and probes.names)
     figure = Figure(figsize=(11 if beside else 6.4, 3.6), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 2 if beside else 1, sharey=True, squeeze=False)[0]
-    first = len(metrics.matrix) - len(rows) + 1
-    _curves(panels[0], metrics.tasks, rows, first, "Accuracy by task (percent)")
+    _curves(panels[0], metrics.tasks, rows, metrics.first_stage, "Accuracy by task (percent)")
     for number, (row, colour) in enumerate(zip(metrics.matrix, _colours(len(metrics.tasks)), strict=False)):
         if row[number] is not None:
             panels[0].plot(number + 1, row[number], "o", color=colour, markersize=4)

@@ -169,8 +169,7 @@ def choose(task: str, fates: Mapping[str, Fate], share: int) -> list[str]:
         for kind in _SPREAD:
             if waiting[kind] and len(chosen) < share:
                 chosen.append(waiting[kind].pop(0))
-    order = list(Fate)
-    return sorted(chosen, key=lambda id_: order.index(fates[id_]))
+    return sorted(chosen, key=lambda id_: list(Fate).index(fates[id_]))
 
 
 def _answers(file: Path, ids: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ class TimeLeft:
 
     def __init__(self, passes: Mapping[int, Mapping[str, float]]) -> None:
         self._passes = {stage: {_START: 0.0, **steps} for stage, steps in passes.items()}
-        self._seen: dict[str, _Seen] = {}
+        self._seen: defaultdict[str, _Seen] = defaultdict(_Seen)
         self._stage = 0
         self._step = ""
         self._begin = self._share = 0.0
@@ -84,8 +85,7 @@ class TimeLeft:
 
     def _ends(self) -> None:
         if self._step:
-            kind = _kind(self._stage, self._step)
-            self._seen[kind] = self._seen.get(kind, _Seen()) + self._under_way()
+            self._seen[_kind(self._stage, self._step)] += self._under_way()
 
     def _of_step(self) -> float | None:
         """Seconds that are left of the step under way."""
@@ -105,14 +105,13 @@ class TimeLeft:
     def _expected(self, stage: int, step: str) -> float | None:
         """Seconds of a whole step; None if no pace is known."""
         passes = self._passes[stage].get(step, 0.0)
-        kind, current = _kind(stage, step), _kind(self._stage, self._step)
-        own = self._seen.get(kind, _Seen())
+        seen = self._seen.copy()
+        own = seen[_kind(stage, step)]
         if not passes:
             return own.seconds / own.times if own.times else 0.0
-        seen = dict(self._seen)
         if self._share:
-            seen[current] = seen.get(current, _Seen()) + self._under_way()
-        own = seen.get(kind, own)
+            seen[_kind(self._stage, self._step)] += self._under_way()
+        own = seen[_kind(stage, step)]
         pace = own if own.passes else sum((each for each in seen.values() if each.passes), _Seen())
         return passes * pace.seconds / pace.passes if pace.passes else None
 

@@ -63,16 +63,13 @@ def _task(history: TaskHistory, number: str, questions: Questions, opened: bool)
     known = [(fate, history.fates[fate]) for fate in Fate if history.fates.get(fate)]
     bar = "".join(f'<i class="{_CLASSES[fate]}" style="flex-grow:{count}"></i>' for fate, count in known)
     text = ", ".join(f"<b>{_share(count, total)}</b> {fate}" for fate, count in known)
-    note = (
-        '<p class="note">Captions have a score; those with at least half the score of a good one count as right.</p>'
-        if history.graded
-        else ""
-    )
+    note = "Captions have a score; those with at least half the score of a good one count as right."
+    told = f'<p class="note">{note}</p>' if history.graded else ""
     return (
         f'<details class="task" data-task="{escape(history.task)}"{" open" if opened else ""}><summary>'
         f'<span class="name">{f"<b>{number}</b> " if number else ""}{escape(history.task)}</span>'
         f'<small>{learned}</small><span class="fates" aria-hidden="true">{bar}</span>'
-        f'<span class="shares">{text}</span></summary>{note}<div class="cards">{cards}</div></details>'
+        f'<span class="shares">{text}</span></summary>{told}<div class="cards">{cards}</div></details>'
     )
 
 
