@@ -13,6 +13,7 @@ os.environ.update(
 )
 
 import functools
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ from tiny import run_content
 torch.set_num_threads(1)
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+# Commands under test heed signals also where the tests themselves were started in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 _ON_GPUS = "LLAVA_CL_TESTS_ON_GPUS" in os.environ
