@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from transformers import ViTConfig
 
@@ -114,8 +113,11 @@ def _converted(key: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]
         return [(key, tensor)]
     block, inner, kind = f"encoder.layer.{parts[1]}", ".".join(parts[2:-1]), parts[-1]
     if inner == "attn.qkv":
-        thirds = rearrange(tensor, "(three out) ... -> three out ...", three=3)
-        return [(f"{block}.attention.attention.{name}.{kind}", third) for name, third in zip(_QKV, thirds, strict=True)]
+        thirds = tensor.tensor_split(3)  # of any length, as what does not fit is told with the other keys
+        return [
+            (f"{block}.attention.attention.{name}.{kind}", third.contiguous())
+            for name, third in zip(_QKV, thirds, strict=True)
+        ]
     return [(f"{block}.{_IN_BLOCK[inner]}.{kind}" if inner in _IN_BLOCK else key, tensor)]
 
 
