@@ -207,13 +207,11 @@ def _shared_memory_problems(config: RunConfig, ranks: int) -> list[str]:
 
 
 def _check_attention(config: RunConfig) -> None:
-    if config.model.attention != "flash_attention_2":
-        return
-    problem = next(problems_of(check_flash_attention), None)
-    if problem is None and config.model.dtype == "float32":
-        problem = "for 16 bits: use sdpa with model.dtype=float32."
-    if problem is not None:
-        raise InputError(f"model.attention: flash_attention_2 is {problem}")
+    if config.model.attention == "flash_attention_2":
+        try:
+            check_flash_attention()
+        except InputError as error:
+            raise InputError(f"model.attention: flash_attention_2 is {error}") from error
 
 
 def _check_model(config: RunConfig) -> None:

@@ -23,7 +23,6 @@ import tiny_vit
 from llava_cl.config import RunConfig
 from llava_cl.errors import InputError
 from llava_cl.models import family
-from llava_cl.pipeline import preflight
 from llava_cl.pipeline.data_checks import check_records
 from llava_cl.pipeline.preflight import check_setup
 from runs import tiny_config
@@ -289,10 +288,3 @@ def test_a_question_beyond_the_positions(damaged: Callable[..., RunConfig], tmp_
     ask(300)
     with pytest.raises(InputError, match=r"Tone/test\.json: 1 questions are too long .* record 3 \(id Tone-27\)"):
         check_records(config)
-
-
-def test_flash_attention_needs_16_bits(damaged: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "check_flash_attention", lambda: None)
-    config = damaged("llava", lambda folder: None, "model.attention=flash_attention_2")
-    with pytest.raises(InputError, match="flash_attention_2 is for 16 bits"):
-        check_setup(config, 1)
