@@ -101,11 +101,12 @@ def parse_json(text: str, where: str, *, line: int | None = None, hint: str = ""
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
                 raise InputError(f"{where}: {shown(key)} is given twice in one object; keep one.")
-        return dict(pairs)
+            found[key] = value
+        return found
 
     try:
         return json.loads(text, object_pairs_hook=once if unique else None)
